@@ -1,0 +1,1 @@
+"""Networks, one file each, and the model file."""
