@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import plain
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+import plain
 from segpipe.components import Decode, RegionComponents, label_region, merge_seams, to_byte
 from segpipe.errors import SettingsError
 from segpipe.geometry import Lattice
@@ -46,9 +46,7 @@ def cut_and_stitch(foreground, interior, decode, cell, order=None, last=4):
         state = np.zeros_like(labels)
         moving = False
         for region in regions:
-            window = region.box.grow(halo).intersect(
-                type(region.box)(0, 0, *foreground.shape)
-            )
+            window = region.box.grow(halo).intersect(type(region.box)(0, 0, *foreground.shape))
             grown = grow(labels[window.slices], levels[window.slices], steps)
             core = region.box.within(window)
             state[region.box.slices] = grown[core.slices]
@@ -83,13 +81,17 @@ def check(foreground, interior, decode, cell, order=None, last=4):
 def smooth(rng, shape, sigma):
     field = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap")
     span = field.max() - field.min()
-    return np.zeros(shape, np.uint8) if span == 0 else (255 * (field - field.min()) / span).astype(np.uint8)
+    return (
+        np.zeros(shape, np.uint8)
+        if span == 0
+        else (255 * (field - field.min()) / span).astype(np.uint8)
+    )
 
 
 DEFAULT = Decode(128, (128,), 10, (102, 76, 51, 25, 0), 4)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),

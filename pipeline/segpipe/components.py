@@ -160,7 +160,9 @@ def _measure_components(labels: Array, count: int) -> tuple[Array, Array]:
     return first, area
 
 
-def label_region(levels: Array, region: Region, lattice: Lattice, decode: Decode) -> RegionComponents:
+def label_region(
+    levels: Array, region: Region, lattice: Lattice, decode: Decode
+) -> RegionComponents:
     """Components of one region: its decided seeds, and what depends on its neighbours.
 
     Parameters
@@ -210,7 +212,9 @@ def label_region(levels: Array, region: Region, lattice: Lattice, decode: Decode
     number[nodes] = np.arange(len(nodes), dtype=np.int32)
 
     seeds = np.flatnonzero(~touching & large & ~large_child)
-    anchor = (region.box.y0 + node_first // width) * image_width + region.box.x0 + node_first % width
+    anchor = (
+        (region.box.y0 + node_first // width) * image_width + region.box.x0 + node_first % width
+    )
     seeds = seeds[np.argsort(anchor[seeds])]
     slot = np.zeros(total + 1, np.uint32)
     slot[seeds] = np.arange(1, len(seeds) + 1, dtype=np.uint32)

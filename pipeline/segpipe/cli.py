@@ -1,0 +1,270 @@
+"""The command line: strings to arguments and nothing more. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segpipe import __version__
+from segpipe.errors import SegpipeError
+
+STAGES = ("tile", "infer", "stitch", "measure")
+
+
+class Commands(click.Group):
+    """Shows a SegpipeError as one line and exits with its code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SegpipeError as error:
+            click.echo(f"segpipe: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="segpipe")
+def main() -> None:
+    """Exact instance masks of images too large for memory.
+
+    \b
+    segpipe demo                      see it work on images that it makes
+    segpipe predict FOLDER -o OUT     segment every image in FOLDER
+    """
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that `predict` and `stage` share."""
+    options = [
+        click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+        click.option(
+            "-o", "--output", "out", required=True, type=click.Path(path_type=Path),
+            help="Folder of the results; made if need be.",
+        ),
+        click.option(
+            "-m", "--model", metavar="NAME|FILE",
+            help="A model of `segpipe models list`, or a file. [default: auto, by the channels]",
+        ),
+        click.option(
+            "-c", "--config", type=click.Path(path_type=Path), help="Settings as YAML."
+        ),
+        click.option(
+            "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+            help="One setting by its dotted name, such as stitch.min_area=20; may be repeated.",
+        ),
+        click.option(
+            "--engine", type=click.Choice(["auto", "serial", "local"]),
+            help="Who does the work: this process, or processes on this machine.",
+        ),
+        click.option("--workers", type=click.IntRange(1), help="Number of processes."),
+        click.option(
+            "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where the network runs."
+        ),
+        click.option(
+            "--channel", "channels", multiple=True, metavar="NAME|NUMBER",
+            help="Channel for the model, by name or number from 0; once per channel.",
+        ),
+        click.option("--pixel-size", type=float, metavar="UM", help="Size of a pixel in um."),
+        click.option("--restart", is_flag=True, help="Forget what OUT holds of these images."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@run_options
+def predict(**options: Any) -> None:
+    """Segment images, and folders of images, into OUT.
+
+    \b
+    OUT/<name>.ome.zarr   the image, and labels/instances with its pyramid (OME-Zarr 0.5)
+    OUT/<name>.parquet    one row per object
+    OUT/<name>.png        what to look at first
+    OUT/run.json          what was done, and what failed
+
+    A run that was interrupted goes on where it stopped; a finished one is not done again.
+    Exit code 0: all done. 1: an input failed and is named. 2: wrong usage, nothing was started.
+    """
+    _run(STAGES, **options)
+
+
+@main.command()
+@click.argument("stage", type=click.Choice(STAGES))
+@run_options
+def stage(stage: str, **options: Any) -> None:
+    """Run one stage by hand: tile, infer, stitch or measure.
+
+    The stages before it must be done with the same settings.
+    """
+    _run((stage,), **options)
+
+
+def _run(
+    stages: tuple[str, ...],
+    inputs: tuple[Path, ...],
+    out: Path,
+    model: str | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    engine: str | None,
+    workers: int | None,
+    device: str | None,
+    channels: tuple[str, ...],
+    pixel_size: float | None,
+    restart: bool,
+) -> None:
+    _log_to_stderr()
+    from segpipe.settings import load_settings
+
+    settings = load_settings(
+        config,
+        overrides,
+        {
+            "infer.model": model,
+            "infer.device": device,
+            "engine.kind": engine,
+            "engine.workers": workers,
+            "tile.channel": [_name_or_number(text) for text in channels] or None,
+            "tile.pixel_size_um": pixel_size,
+        },
+    )
+    from segpipe.run import predict as run
+
+    result = run(list(inputs), out, settings, stages=stages, restart=restart)
+    sys.exit(result.exit_code)
+
+
+def _name_or_number(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
+
+
+def _log_to_stderr() -> None:
+    """INFO and above of segpipe, above the progress bar."""
+    from segpipe.progress import BarHandler
+
+    logger = logging.getLogger("segpipe")
+    if not logger.handlers:
+        handler = BarHandler()
+        if sys.stderr.isatty():
+            handler.setFormatter(logging.Formatter("%(message)s"))
+        else:
+            handler.setFormatter(
+                logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+            )
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def info(file: Path) -> None:
+    """What FILE is: shape, channels, levels, pixel size, compression."""
+    from segpipe.slide import open_slide
+
+    with open_slide(file) as slide:
+        channels, height, width = slide.shape
+        size = slide.pixel_size_um
+        for key, value in {
+            "file": slide.path,
+            "size": f"{width:,} x {height:,} px, {slide.dtype}",
+            "channels": f"{channels}: {', '.join(slide.channel_names)}",
+            "pixel size": "not known" if size is None else f"{size:.4g} um",
+            "levels": ", ".join(f"{x} x {y}" for y, x in slide.levels),
+            "compression": slide.compression,
+            "reader": slide.reader,
+        }.items():
+            click.echo(f"{key:<12}{value}")
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+def clean(out: Path) -> None:
+    """Remove the work files of finished images from OUT; results stay."""
+    from segpipe.run import clean as remove_work
+
+    unfinished = remove_work(out)
+    for name in unfinished:
+        click.echo(f"{name} is not finished: its work files stay", err=True)
+    sys.exit(1 if unfinished else 0)
+
+
+@main.command()
+@click.option(
+    "-o", "--output", "out", default="demo", type=click.Path(path_type=Path), show_default=True,
+    help="Folder of the images and the results.",
+)  # fmt: skip
+@click.option("--size", default=4096, show_default=True, help="Pixels a side of the made field.")
+def demo(out: Path, size: int) -> None:
+    """Segment a real image and a made field of nuclei, and compare with the truth."""
+    _log_to_stderr()
+    from segpipe.demo import run_demo
+
+    sys.exit(run_demo(out, size))
+
+
+@main.group(cls=Commands)
+def models() -> None:
+    """Models: list, show, import."""
+
+
+@models.command("list")
+def list_command() -> None:
+    """Models that ship with segpipe, and those in the folder $SEGPIPE_MODELS."""
+    from segpipe.models.modelfile import list_models, read_card
+
+    for path in list_models():
+        card = read_card(path)
+        click.echo(
+            f"{card.name:<24}{len(card.channels)} channel{'s' * (len(card.channels) > 1)} -> "
+            f"{', '.join(card.outputs)}; {card.architecture.name}; {card.licence}"
+        )
+
+
+@models.command()
+@click.argument("model")
+def show(model: str) -> None:
+    """The card of MODEL, and how far it looks."""
+    import yaml
+
+    from segpipe.prepare import load_model
+
+    found = load_model(model)
+    card = found.card.model_dump(mode="json")
+    click.echo(yaml.safe_dump(card, sort_keys=False, allow_unicode=True))
+    for key, value in {
+        "file": found.path,
+        "hash": found.hash,
+        "exact": "yes" if found.exact else "no: tiles may show",
+        "context": f"{found.context} px",
+        "halo": f"{found.halo} px",
+        "stride": f"{found.stride} px",
+    }.items():
+        click.echo(f"{key:<9}{value}")
+
+
+@models.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--card", type=click.Path(path_type=Path), help="YAML with fields of the card.")
+def import_command(source: Path, destination: Path, card: Path | None) -> None:
+    """Make the model file DESTINATION from weights: .safetensors, or a PyTorch state dict.
+
+    A state dict is read with weights_only; nothing in it is executed.
+    """
+    from segpipe.models.modelfile import import_model
+    from segpipe.settings import read_yaml
+
+    fields = read_yaml(card) if card else {}
+    import_model(source, destination, fields)
+    click.echo(f"wrote {destination}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Who does the work: the same function over the same regions, in this process or in many.
+
+The client owns a window of coarse tasks, a few per worker in flight. A task carries a small job and
+a region's name and returns a small dict; pixels never travel. Nothing here can change a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from segpipe.errors import SegpipeError, Stopped
+
+log = logging.getLogger(__name__)
+
+Task = Callable[[Any, str], dict[str, Any]]
+IN_FLIGHT_PER_WORKER = 2
+BAD_DATA = (SegpipeError, OSError, MemoryError)
+"""What a region may fail by without the program being wrong."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one region: facts, or the error of its last try."""
+
+    region: str
+    facts: dict[str, Any] | None
+    error: str | None
+
+
+class Engine(Protocol):
+    """Runs a task over regions; outcomes come in any order."""
+
+    workers: int
+
+    def run(self, task: Task, job: Any, regions: Sequence[str]) -> Iterator[Outcome]:
+        """Outcomes of `task(job, region)`; a region that fails `attempts` times is an error.
+
+        Raises
+        ------
+        Stopped
+            After `stop`.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Take no more regions; running `run` calls raise Stopped."""
+        ...
+
+
+class SerialEngine:
+    """One after the other in this process: the reference."""
+
+    workers = 1
+
+    def __init__(self, attempts: int = 3) -> None:
+        self.attempts = attempts
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self, task: Task, job: Any, regions: Sequence[str]) -> Iterator[Outcome]:
+        for region in regions:
+            if self._stop.is_set():
+                raise Stopped("stopped")
+            yield self._try(task, job, region)
+
+    def _try(self, task: Task, job: Any, region: str) -> Outcome:
+        error = ""
+        for _ in range(self.attempts):
+            try:
+                return Outcome(region, task(job, region), None)
+            except Stopped:
+                raise
+            except BAD_DATA as caught:  # a bug keeps its traceback
+                error = describe(caught)
+        return Outcome(region, None, error)
+
+
+class LocalEngine:
+    """Dask processes on this machine, alive until closed, shared by threads of this process."""
+
+    def __init__(self, workers: int, attempts: int = 3) -> None:
+        import dask
+        from distributed import Client, LocalCluster
+
+        self.workers = workers
+        self.attempts = attempts
+        self._stop = threading.Event()
+        with dask.config.set(
+            {
+                # A death marks every task assigned to the worker; the window keeps those few.
+                "distributed.scheduler.allowed-failures": 10,
+                "distributed.scheduler.worker-ttl": None,  # numba and torch hold the GIL at first use
+                "distributed.worker.memory.target": False,
+                "distributed.worker.memory.spill": False,
+                "distributed.worker.memory.pause": False,
+                "distributed.worker.memory.terminate": False,
+                "distributed.admin.tick.limit": "1h",
+                "distributed.comm.timeouts.connect": "60s",
+            }
+        ):
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            self._cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                local_directory=None,
+            )
+            self._client = Client(self._cluster)
+        self._client.register_plugin(_worker_plugin())
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._client.close(timeout=5)
+        self._cluster.close(timeout=10)
+
+    def run(self, task: Task, job: Any, regions: Sequence[str]) -> Iterator[Outcome]:
+        from distributed.scheduler import KilledWorker
+
+        bad_data = (*BAD_DATA, KilledWorker)
+        todo = deque((region, 1) for region in regions)
+        flying: dict[Any, tuple[str, int]] = {}
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        try:
+            while todo or flying:
+                while todo and len(flying) < self.workers * IN_FLIGHT_PER_WORKER:
+                    region, attempt = todo.popleft()
+                    future = self._client.submit(task, job, region, pure=False)
+                    flying[future] = (region, attempt)
+                    future.add_done_callback(ended.put)
+                future = self._next(ended)
+                region, attempt = flying.pop(future)
+                if future.status == "finished":
+                    yield Outcome(region, future.result(), None)
+                    continue
+                error = future.exception() if future.status == "error" else None
+                if error is not None and not isinstance(error, bad_data):
+                    raise error  # a bug
+                if attempt < self.attempts:
+                    todo.append((region, attempt + 1))
+                else:
+                    yield Outcome(region, None, describe(error))
+        finally:
+            if flying:
+                self._client.cancel(list(flying))
+
+    def _next(self, ended: queue.SimpleQueue[Any]) -> Any:
+        """The next task that ended, looking up now and then whether to stop."""
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                return ended.get(timeout=0.5)
+        raise Stopped("stopped")
+
+
+def describe(error: BaseException | None) -> str:
+    """One line about an error."""
+    if error is None:
+        return "cancelled"
+    if type(error).__name__ == "KilledWorker":
+        return "its worker died again and again (out of memory?)"
+    if isinstance(error, SegpipeError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _worker_plugin() -> Any:
+    from distributed import WorkerPlugin
+
+    class Quiet(WorkerPlugin):  # type: ignore[misc]
+        """Ctrl-C reaches the whole process group: only the client decides what it means."""
+
+        name = "segpipe-quiet"
+
+        def setup(self, worker: Any) -> None:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return Quiet()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity and cgroup quota."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(1, cores)
+
+
+def usable_memory_bytes() -> int:
+    """Memory that this process may use: what is available, and the cgroup's limit."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            available = min(available, int(limit))
+    except (OSError, ValueError):
+        pass
+    return available
+
+
+def default_workers(bytes_per_worker: int) -> int:
+    """Processes that cores and memory allow. The number cannot change a result."""
+    return max(1, min(usable_cores(), usable_memory_bytes() // bytes_per_worker))
+
+
+@contextlib.contextmanager
+def open_engine(
+    kind: str, workers: int | None, attempts: int, bytes_per_worker: int
+) -> Iterator[Engine]:
+    """An engine for as long as the block lasts."""
+    if kind == "serial":
+        yield SerialEngine(attempts)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ports and such: nothing the user can act on
+        engine = LocalEngine(workers or default_workers(bytes_per_worker), attempts)
+    try:
+        yield engine
+    finally:
+        engine.close()

@@ -1,0 +1,175 @@
+"""Everything that can be known before the first second of work: headers, model, plan, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segpipe.errors import InputError, ModelError, SegpipeError, SettingsError
+from segpipe.geometry import Lattice, TileGrid, ceil_to
+from segpipe.inputs import Input
+from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
+from segpipe.records import read_json, write_json
+from segpipe.segmenter import device_type
+from segpipe.settings import Settings
+from segpipe.slide import Slide, input_fingerprint, open_slide, select_channels
+from segpipe.stages.image import Image, Layout, Model, NumericPlan
+
+BYTES_PER_WORKER = 2_000_000_000
+"""Memory to reckon with for each process when their number is chosen."""
+FLUORESCENCE = "nuclei-fluorescence"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Images that can be worked on, and inputs that cannot."""
+
+    images: list[Image]
+    failed: list[tuple[Input, SegpipeError]]
+
+    def tiles(self, image: Image) -> int:
+        """Windows that go through the network."""
+        return len(tile_grid(image))
+
+    def disk_bytes(self, image: Image) -> int:
+        """Bytes on disk while it runs, were nothing compressed."""
+        height, width = image.layout.plane
+        size = {"uint8": 1, "uint16": 2}.get(image.layout.dtype, 4)
+        per_pixel = (
+            size * image.layout.shape[0] * 4 / 3  # the image and its pyramid
+            + len(image.model.card.outputs)  # probabilities
+            + 4  # seeds
+            + 4 * 4 / 3  # labels and their pyramid
+        )
+        return int(height * width * per_pixel)
+
+    def file_count(self, image: Image) -> int:
+        """Files while it runs: shards, records, metadata."""
+        shards = len(Lattice(image.layout.plane, image.grid.shard))
+        seams = len(Lattice(image.layout.plane, image.label_grid.shard))
+        return int(shards * (1 + 4 / 3) + seams * (1 + 4 / 3)) + 40
+
+
+def tile_grid(image: Image) -> TileGrid:
+    """The tiles of an image."""
+    plan = image.plan
+    return TileGrid(image.layout.plane, plan.core, plan.halo, plan.stride)
+
+
+def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
+    """Open every header, choose the model, and write the plan down.
+
+    Raises
+    ------
+    SettingsError, ModelError
+        When settings or model are wrong for all inputs: nothing is started.
+    """
+    models: dict[str, Model] = {}
+
+    def model_of(name: str) -> Model:
+        if name not in models:
+            models[name] = load_model(name)
+        return models[name]
+
+    plans = _Plans(out, settings)
+    images: list[Image] = []
+    failed: list[tuple[Input, SegpipeError]] = []
+    if settings.infer.model != "auto":
+        model_of(settings.infer.model)
+    for one in found:
+        try:
+            with open_slide(one.source) as slide:
+                name = settings.infer.model
+                model = model_of(_auto(slide, settings) if name == "auto" else name)
+                layout = _layout(slide, settings, model)
+        except InputError as error:
+            failed.append((one, error))
+            continue
+        images.append(plans.image(one, out, model, layout))
+    plans.write()
+    return Prepared(images, failed)
+
+
+def _auto(slide: Slide, settings: Settings) -> str:
+    """The shipped model for these channels."""
+    if settings.tile.channel is not None or not slide.rgb:
+        return FLUORESCENCE
+    raise InputError(
+        f"{slide.path.name}: no shipped model takes RGB images; choose one channel for "
+        f"{FLUORESCENCE} (--channel) or give your own model (--model)"
+    )
+
+
+def load_model(name: str) -> Model:
+    """A model by name or path: its card, and how far its network looks.
+
+    Raises
+    ------
+    ModelError
+        When there is none, or its file cannot be used.
+    """
+    path = find_model(name)
+    card = read_card(path)
+    found = model_geometry(card)
+    return Model(
+        path, model_hash(path), card, found.context, found.halo, found.stride, found.exact
+    )
+
+
+def _layout(slide: Slide, settings: Settings, model: Model) -> Layout:
+    channels = select_channels(slide, settings.tile.channel, len(model.card.channels))
+    if "foreground" not in model.card.outputs:
+        raise ModelError(
+            f"model {model.card.name} gives {', '.join(model.card.outputs)}; instances need "
+            "a foreground"
+        )
+    return Layout(
+        slide.shape,
+        slide.dtype.name,
+        tuple(channels),
+        tuple(slide.channel_names),
+        slide.rgb,
+        settings.tile.pixel_size_um or slide.pixel_size_um,
+        input_fingerprint(slide.path),
+    )
+
+
+class _Plans:
+    """The numeric plan: from settings, model and image; what is left open is decided once per OUT."""
+
+    def __init__(self, out: Path, settings: Settings) -> None:
+        self.path = out / "manifests" / "plan.json"
+        self.settings = settings
+        written = read_json(self.path)
+        self.open: dict[str, Any] = dict(written) if isinstance(written, dict) else {}
+        if not self.open:
+            on_gpu = device_type(settings.infer.device) != "cpu"
+            self.open = {"batch": 8 if on_gpu else 1, "region": 4096 if on_gpu else 2048}
+            self.new = True
+        else:
+            self.new = False
+
+    def write(self) -> None:
+        """Keep the decisions beside the results."""
+        if self.new:
+            write_json(self.path, self.open)
+
+    def image(self, one: Input, out: Path, model: Model, layout: Layout) -> Image:
+        """The image with its numeric plan."""
+        tile, infer = self.settings.tile, self.settings.infer
+        plan = NumericPlan(
+            core=tile.core,
+            halo=model.halo,
+            stride=model.stride,
+            batch=infer.batch or self.open["batch"],
+            precision=infer.precision,
+            memory_format=infer.memory_format,
+            threads=infer.threads,
+        )
+        TileGrid(layout.plane, plan.core, plan.halo, plan.stride)  # refuses a misaligned core
+        region = tile.region or ceil_to(self.open["region"], tile.core)
+        if region % tile.core:
+            raise SettingsError(f"tile.region {region} is not a multiple of tile.core {tile.core}")
+        return Image(one.name, one.source, out, self.settings, model, plan, region, layout)

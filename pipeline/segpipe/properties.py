@@ -1,0 +1,173 @@
+"""Measurements that add up: sums over the pixels of an object, region by region.
+
+A region knows sums over its own pixels; the rows of one object from several regions add (areas,
+sums), take the minimum or maximum (boxes) or an or (border). All are integers, so neither the cuts
+nor the order can change a digit of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from segpipe.geometry import Box
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ROW = np.dtype(
+    [
+        ("id", np.int64),
+        ("area", np.int64),
+        ("sum_y", np.int64),
+        ("sum_x", np.int64),
+        ("sum_foreground", np.int64),
+        ("y0", np.int64),
+        ("x0", np.int64),
+        ("y1", np.int64),
+        ("x1", np.int64),
+    ]
+)
+"""Sums over an object's pixels: coordinates are the image's, the foreground is 0..255, the box is
+half-open."""
+_ADDED = ("area", "sum_y", "sum_x", "sum_foreground")
+_LEAST = ("y0", "x0")
+_MOST = ("y1", "x1")
+
+
+def sum_region(labels: Array, foreground: Array, box: Box) -> Array:
+    """Rows of the objects in one region, by id: (n,) ROW.
+
+    Parameters
+    ----------
+    labels
+        (h, w) uint32.
+    foreground
+        (h, w) uint8.
+    box
+        Where these pixels lie in the image.
+    """
+    label, y, x0, x1, total = _runs(labels, foreground)
+    rows = np.zeros(len(label), ROW)
+    length = x1 - x0
+    y, x0, x1 = y + box.y0, x0 + box.x0, x1 + box.x0
+    rows["id"] = label
+    rows["area"] = length
+    rows["sum_y"] = y * length
+    rows["sum_x"] = (x0 + x1 - 1) * length // 2
+    rows["sum_foreground"] = total
+    rows["y0"], rows["y1"] = y, y + 1
+    rows["x0"], rows["x1"] = x0, x1
+    return merge_rows(rows)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _runs(labels: Array, foreground: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Horizontal runs of one label: label, y, first x, last x + 1, sum of foreground."""
+    height, width = labels.shape
+    count = 0
+    for y in range(height):
+        last = np.uint32(0)
+        for x in range(width):
+            if labels[y, x] != last:
+                last = labels[y, x]
+                if last != 0:
+                    count += 1
+    label = np.empty(count, np.int64)
+    row = np.empty(count, np.int64)
+    start = np.empty(count, np.int64)
+    end = np.empty(count, np.int64)
+    total = np.zeros(count, np.int64)
+    run = -1
+    for y in range(height):
+        last = np.uint32(0)
+        for x in range(width):
+            here = labels[y, x]
+            if here != last:
+                last = here
+                if here != 0:
+                    run += 1
+                    label[run] = here
+                    row[run] = y
+                    start[run] = x
+            if here != 0:
+                end[run] = x + 1
+                total[run] += foreground[y, x]
+    return label, row, start, end, total
+
+
+def merge_rows(rows: Array) -> Array:
+    """One row per id, ascending: sums add, boxes unite."""
+    if len(rows) == 0:
+        return rows
+    rows = rows[np.argsort(rows["id"], kind="stable")]
+    starts = np.flatnonzero(np.r_[True, rows["id"][1:] != rows["id"][:-1]])
+    merged = rows[starts].copy()
+    for names, combine in ((_ADDED, np.add), (_LEAST, np.minimum), (_MOST, np.maximum)):
+        for name in names:
+            merged[name] = combine.reduceat(rows[name], starts)
+    return merged
+
+
+def instance_columns(
+    rows: Array, shape: tuple[int, int], pixel_size_um: float | None
+) -> dict[str, Array]:
+    """Columns of the InstanceTable from merged rows.
+
+    Coordinates are those of the full-resolution image with pixel centres at integers; the box is
+    half-open. Columns in um are NaN where the pixel size is not known.
+    """
+    area = rows["area"].astype(np.float64)
+    size = np.nan if pixel_size_um is None else pixel_size_um
+    centroid_y, centroid_x = rows["sum_y"] / area, rows["sum_x"] / area
+    height, width = shape
+    return {
+        "id": rows["id"].astype(np.uint32),
+        "centroid_y_px": centroid_y,
+        "centroid_x_px": centroid_x,
+        "centroid_y_um": centroid_y * size,
+        "centroid_x_um": centroid_x * size,
+        "area_px": rows["area"],
+        "area_um2": area * size**2,
+        "equivalent_diameter_px": np.sqrt(4 * area / np.pi),
+        "equivalent_diameter_um": np.sqrt(4 * area / np.pi) * size,
+        "bbox_y0_px": rows["y0"],
+        "bbox_x0_px": rows["x0"],
+        "bbox_y1_px": rows["y1"],
+        "bbox_x1_px": rows["x1"],
+        "mean_probability": rows["sum_foreground"] / area / 255,
+        "touches_border": (rows["y0"] == 0)
+        | (rows["x0"] == 0)
+        | (rows["y1"] == height)
+        | (rows["x1"] == width),
+    }
+
+
+def bands_of_rows(first_ids: Sequence[int], rows_of_band: Sequence[Any]) -> Iterator[Array]:
+    """Merged rows, one band of regions after the other, ids ascending.
+
+    Parameters
+    ----------
+    first_ids
+        The first id that is anchored in each band, and one more than the last id of all.
+    rows_of_band
+        Callables, one per band, that return the rows of its regions; each is called twice.
+
+    Notes
+    -----
+    Ids rank the anchors of seeds in raster order, so the objects that a band anchors are one range
+    of ids. What a band holds of other ranges are objects that crossed a seam, downwards, or upwards
+    when a seed grew: memory grows with one band and with those.
+    """
+    strays = [np.zeros(0, ROW)]
+    for first, end, rows_of in zip(first_ids, first_ids[1:], rows_of_band, strict=False):
+        rows = rows_of()
+        strays.append(merge_rows(rows[(rows["id"] < first) | (rows["id"] >= end)]))
+    crossing = merge_rows(np.concatenate(strays))
+    for first, end, rows_of in zip(first_ids, first_ids[1:], rows_of_band, strict=False):
+        rows = rows_of()
+        own = rows[(rows["id"] >= first) & (rows["id"] < end)]
+        lowest, highest = np.searchsorted(crossing["id"], [first, end])
+        yield merge_rows(np.concatenate([own, crossing[lowest:highest]]))

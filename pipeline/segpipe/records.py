@@ -1,0 +1,215 @@
+"""What is done: completion records of regions, manifests of stages, and the lock of an image.
+
+A pass over regions owns a folder of records. Each process that writes appends to files of its own:
+`<writer>.jsonl` with one line a region, `<writer>.bin` with the small arrays that the region hands on.
+A region is done when a line says so under the pass's fingerprint and its shard has the recorded
+length. A torn last line, or one under another fingerprint, says nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe.errors import InputError, SegpipeError
+from segpipe.store import Shard, sync_folder
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def fingerprint(*parts: object) -> str:
+    """Short hash of plain values, the same in every process."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file atomically and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False, default=str)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise SegpipeError(f"cannot write {path}: {error.strerror or error}") from error
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any | None:
+    """Content of a JSON file, None when it is absent or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished region: its shard, where its arrays lie, and facts about how it was made."""
+
+    region: str
+    shard: Shard | None
+    payload: tuple[str, int, int, int] | None
+    """File, offset, length, crc32."""
+    facts: Mapping[str, Any]
+
+
+def _names_one_of(line: bytes, regions: Collection[str]) -> bool:
+    try:
+        return json.loads(line)["region"] in regions
+    except (ValueError, KeyError, TypeError):
+        return True  # torn: nothing is lost with it
+
+
+@functools.cache
+def _writer_name(_process: int) -> str:
+    return f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+class Records:
+    """The records of one pass over the regions of one image.
+
+    Parameters
+    ----------
+    folder
+        Where they lie. Made, emptied and read by one process; appended to by any.
+    fingerprint
+        Of everything that decides the content: input, settings, model.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint
+
+    def is_current(self) -> bool:
+        """Whether the folder holds records under this fingerprint."""
+        state = read_json(self.folder / "pass.json")
+        return isinstance(state, dict) and state.get("fingerprint") == self.fingerprint
+
+    def begin(self) -> None:
+        """Drop all records and start under this fingerprint; call when the arrays are made."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        write_json(self.folder / "pass.json", {"fingerprint": self.fingerprint})
+
+    def discard(self, regions: Collection[str]) -> None:
+        """Forget regions whose shard turned out missing or torn, before they are done again.
+
+        Only for the process that holds the image's lock, while no worker writes.
+        """
+        for file in self.folder.glob("*.jsonl"):
+            lines = file.read_bytes().splitlines()
+            kept = [line for line in lines if not _names_one_of(line, regions)]
+            if len(kept) < len(lines):
+                partial = file.with_suffix(".partial")
+                partial.write_bytes(b"".join(line + b"\n" for line in kept))
+                partial.replace(file)
+
+    def add(
+        self,
+        region: str,
+        shard: Shard | None = None,
+        payload: Mapping[str, Array] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Say that a region is done; its shard must be on disk already."""
+        line: dict[str, Any] = {"region": region, "facts": facts}
+        if shard is not None:
+            line["shard"] = [shard.length, shard.checksum]
+        if payload is not None:
+            packed = io.BytesIO()
+            np.savez(packed, allow_pickle=False, **dict(payload))
+            data = packed.getvalue()
+            name = f"{_writer_name(os.getpid())}.bin"
+            with (self.folder / name).open("ab") as file:
+                offset = file.seek(0, os.SEEK_END)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            line["payload"] = [name, offset, len(data), zlib.crc32(data)]
+        self._append(line)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        name = f"{_writer_name(os.getpid())}.jsonl"
+        text = json.dumps(line | {"fingerprint": self.fingerprint}, default=str)
+        with (self.folder / name).open("ab") as file:
+            file.write(b"\n" + text.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> dict[str, Record]:
+        """The finished regions by name."""
+        found: dict[str, Record] = {}
+        for file in sorted(self.folder.glob("*.jsonl")):
+            for text in file.read_bytes().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                if not isinstance(line, dict) or line.get("fingerprint") != self.fingerprint:
+                    continue
+                shard, payload = line.get("shard"), line.get("payload")
+                found[line["region"]] = Record(
+                    line["region"],
+                    Shard(*shard) if shard is not None else None,
+                    tuple(payload) if payload is not None else None,
+                    line.get("facts", {}),
+                )
+        return found
+
+    def payload(self, record: Record) -> dict[str, Array]:
+        """The arrays that a region handed on.
+
+        Raises
+        ------
+        SegpipeError
+            When they are damaged.
+        """
+        if record.payload is None:
+            return {}
+        name, offset, length, checksum = record.payload
+        with (self.folder / name).open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+        if zlib.crc32(data) != checksum:
+            raise SegpipeError(
+                f"{self.folder / name} is damaged at byte {offset}; run again with --restart"
+            )
+        with np.load(io.BytesIO(data)) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold an image for this process; released when the process ends, however it ends.
+
+    Raises
+    ------
+    InputError
+        When another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{name}: another segpipe is working on it in {folder}") from None
+        yield

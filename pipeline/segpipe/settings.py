@@ -1,0 +1,240 @@
+"""Settings: YAML and KEY=VALUE become one frozen, checked tree, once.
+
+Every key is described here and nowhere else; `configs/default.yaml` is written from this module, and
+a test holds them together.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from segpipe.errors import SettingsError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class TileSettings(_Section):
+    """How the image is cut and stored."""
+
+    chunk: int = Field(512, ge=16, description="inner Zarr chunk in pixels; divides core")
+    core: int = Field(1024, ge=16, description="pixels of a tile that are kept; divides region")
+    region: int | None = Field(
+        None,
+        ge=16,
+        description="pixels of a shard and unit of work; null: 2048 on CPU, 4096 on GPU",
+    )
+    channel: tuple[str | int, ...] | None = Field(
+        None, description="channels for the model, by name or number from 0; null: all of them"
+    )
+    pixel_size_um: float | None = Field(
+        None, gt=0, description="size of a pixel in um where the file does not say or is wrong"
+    )
+
+
+class InferSettings(_Section):
+    """How the network is run. These decide the probabilities to the last bit."""
+
+    model: str = Field("auto", description="name or path of a model file; auto: by the channels")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where it runs")
+    batch: int | None = Field(None, ge=1, description="windows at once; null: 1 on CPU, 8 on GPU")
+    precision: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="arithmetic of the network; the half ones need a GPU"
+    )
+    memory_format: Literal["channels_last", "contiguous"] = Field(
+        "channels_last", description="layout of the activations"
+    )
+    threads: int = Field(1, ge=1, description="threads of the network in each process")
+    normalise: tuple[float, float] | None = Field(
+        None, description="[low, high] of the image that become 0 and 1; null: the model's rule"
+    )
+
+
+class StitchSettings(_Section):
+    """How probabilities become instances. null: what the model's card says."""
+
+    region: int | None = Field(
+        None, ge=1, description="pixels of a shard of labels; null: as tile.region"
+    )
+    foreground: Share | None = Field(None, description="a pixel of an object has at least this")
+    interior: tuple[Share, ...] | None = Field(
+        None, description="falling thresholds of the interior whose components are seeds"
+    )
+    min_area: int | None = Field(None, ge=1, description="pixels; smaller objects are dropped")
+    growth_levels: tuple[Share, ...] | None = Field(
+        None, description="falling levels of the interior at which seeds grow; the last is 0"
+    )
+    growth_steps: int | None = Field(None, ge=1, description="pixels grown at most at each level")
+
+
+class MeasureSettings(_Section):
+    """What is measured and drawn."""
+
+    preview: bool = Field(True, description="write a preview picture")
+
+
+class EngineSettings(_Section):
+    """Who does the work. Nothing here changes a result."""
+
+    kind: Literal["auto", "serial", "local"] = Field(
+        "auto",
+        description="serial: in this process; local: processes on this machine; auto: by size",
+    )
+    workers: int | None = Field(None, ge=1, description="processes; null: by cores and memory")
+    attempts: int = Field(3, ge=1, description="tries of a region before it is given up")
+
+
+class Settings(_Section):
+    """All settings; frozen."""
+
+    tile: TileSettings = TileSettings()
+    infer: InferSettings = InferSettings()
+    stitch: StitchSettings = StitchSettings()
+    measure: MeasureSettings = MeasureSettings()
+    engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Settings:
+        tile, stitch = self.tile, self.stitch
+        if tile.core % tile.chunk:
+            raise ValueError(f"tile.core {tile.core} is not a multiple of tile.chunk {tile.chunk}")
+        if tile.region is not None and tile.region % tile.core:
+            raise ValueError(
+                f"tile.region {tile.region} is not a multiple of tile.core {tile.core}"
+            )
+        if stitch.region is not None and stitch.region % tile.chunk:
+            raise ValueError(
+                f"stitch.region {stitch.region} is not a multiple of tile.chunk {tile.chunk}"
+            )
+        return self
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file, by safe_load.
+
+    Raises
+    ------
+    SettingsError
+        When it is missing or not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def load_settings(
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Settings from a YAML file, `section.key=value` strings and options, the later over the earlier.
+
+    Options are values by dotted name; None leaves the setting as it is.
+
+    Raises
+    ------
+    SettingsError
+        A file that is missing or not YAML, an unknown key (the nearest known one is named), a value
+        of the wrong type or out of range, sizes that do not divide.
+    """
+    tree: dict[str, Any] = {}
+    if config is not None:
+        loaded = read_yaml(config)
+        if loaded is not None:
+            tree = _sections(loaded, str(config))
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        parts = key.strip().split(".")
+        if not separator or len(parts) != 2:
+            raise SettingsError(
+                f"'{text}' is not SECTION.KEY=VALUE, for example stitch.region=2048"
+            )
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"the value of '{text}' is not YAML") from error
+        tree.setdefault(parts[0], {})[parts[1]] = parsed
+    for dotted, value in (options or {}).items():
+        if value is not None:
+            section, key = dotted.split(".")
+            tree.setdefault(section, {})[key] = value
+    return parse_settings(tree)
+
+
+def _sections(loaded: Any, origin: str) -> dict[str, Any]:
+    if not isinstance(loaded, Mapping):
+        raise SettingsError(f"{origin} must hold sections with keys, such as 'tile:'")
+    for name, section in loaded.items():
+        if section is not None and not isinstance(section, Mapping):
+            raise SettingsError(f"{origin}: '{name}' must hold keys, got {section!r}")
+    return {str(name): dict(section or {}) for name, section in loaded.items()}
+
+
+def parse_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """Settings from nested mappings; errors as in `load_settings`."""
+    for dotted in _keys(tree):
+        if dotted not in KNOWN_KEYS:
+            near = difflib.get_close_matches(dotted, KNOWN_KEYS, 1, 0.5) or _same_key(dotted)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(KNOWN_KEYS)}"
+            raise SettingsError(f"unknown setting '{dotted}'{hint}")
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:2])
+        message = first["msg"].removeprefix("Value error, ")
+        if not where:
+            raise SettingsError(message) from None
+        got = "" if isinstance(first["input"], Mapping) else f", got {first['input']!r}"
+        raise SettingsError(f"{where}: {message[:1].lower()}{message[1:]}{got}") from None
+
+
+def _keys(tree: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for section, keys in tree.items():
+        if section not in Settings.model_fields:
+            yield str(section)
+        for key in keys:
+            yield f"{section}.{key}"
+
+
+def _same_key(dotted: str) -> list[str]:
+    """A known key of another section with the same last part."""
+    return [known for known in KNOWN_KEYS if known.split(".")[1] == dotted.split(".")[-1]]
+
+
+def _describe() -> Iterator[tuple[str, str, str, Any]]:
+    for section, field in Settings.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type) and issubclass(model, _Section)  # noqa: S101 for mypy
+        for key, inner in model.model_fields.items():
+            yield section, key, inner.description or "", inner.default
+
+
+KNOWN_KEYS: tuple[str, ...] = tuple(f"{section}.{key}" for section, key, _, _ in _describe())
+
+
+def default_yaml() -> str:
+    """All settings with their defaults and a comment each: the text of `configs/default.yaml`."""
+    lines = [
+        "# Every setting once, with its default. Copy what you change into a YAML of your own."
+    ]
+    last = ""
+    for section, key, description, default in _describe():
+        if section != last:
+            lines += ["", f"{section}:"]
+            last = section
+        value = yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
+        lines.append(f"  {f'{key}: {value}':<32}# {description}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,282 @@
+"""stitch: probabilities become labels with ids 1..N; components.py and growth.py say why it is exact.
+
+components   per region: seeds of the region, or what waits for its neighbours   seeds.zarr
+reduce       this process: ids                                                   ids.bin
+grow-0       per region and halo: ids of seeds, then growth                      labels
+grow-1, ...  the same for regions that a moving front has reached                front/1, ...
+publish      their last state                                                    labels
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe.components import SeamRecord, label_region, merge_seams
+from segpipe.compute import Engine
+from segpipe.geometry import Box, Lattice, Region
+from segpipe.growth import grow, is_moving, reach
+from segpipe.records import Record, read_json, write_json
+from segpipe.stages.image import (
+    Image,
+    Manifest,
+    Pass,
+    Progress,
+    StageRun,
+    manifest_before,
+    remove,
+)
+from segpipe.store import create_array, create_labels, read_box, write_shard
+
+Array = np.ndarray[Any, np.dtype[Any]]
+LATER_STEPS = 128
+"""Steps of the rounds after the first; any number gives the same labels."""
+
+
+def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
+    """Write the label image (Y, X) uint32, ids 1..N in raster order of first pixels."""
+    run = StageRun(image, "stitch", engine, progress, manifest_before(image, "stitch"))
+    lattice = Lattice(image.layout.plane, image.label_grid.shard)
+    found = run.over(
+        "components",
+        label_one,
+        lattice,
+        prepare=lambda: _create(image),
+        array=image.work / "seeds.zarr",
+        counts=True,
+    )
+    index = _reduce(run, lattice, found)
+    rounds = _grow(run, lattice)
+    return run.finish(
+        {"objects": index["objects"], "first_ids": index["first_ids"], "growth_rounds": rounds}
+    )
+
+
+def _create(image: Image) -> None:
+    for path in (image.zarr / "labels", image.work / "seeds.zarr", image.work / "front"):
+        remove(path)
+    create_labels(image.zarr, image.label_grid, pixel_size_um=image.layout.pixel_size_um)
+    create_array(image.work / "seeds.zarr", (), image.label_grid, np.dtype(np.uint32))
+
+
+def probabilities_in(image: Image, box: Box) -> tuple[Array, Array]:
+    """Foreground and interior of a box, (h, w) uint8 each; a model without interior repeats itself."""
+    outputs = image.model.card.outputs
+    names = ("foreground", "interior" if "interior" in outputs else "foreground")
+    planes = [outputs.index(name) for name in names]
+    foreground, interior = read_box(image.probabilities, box, planes)
+    return foreground, interior
+
+
+def label_one(work: Pass, name: str) -> dict[str, Any]:
+    """Pass 1 of one region."""
+    image, region = work.image, work.lattice.named(name)
+    levels = image.decode.seed_levels(*probabilities_in(image, region.box))
+    found = label_region(levels, region, work.lattice, image.decode)
+    shard = write_shard(image.work / "seeds.zarr", region.box, found.slots)
+    work.records.add(name, shard, {"anchors": found.anchors} | vars(found.seams))
+    return {}
+
+
+# --- reduce ---------------------------------------------------------------------------------------
+
+
+def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[str, Any]:
+    """Join the seams and number the objects: ids.bin, and ids.json that says where each region's are.
+
+    A region that failed has no components: its neighbours' objects end at it.
+    """
+    image = run.image
+    path = image.work / "ids.json"
+    key = run.records("ids").fingerprint
+    index = read_json(path)
+    if isinstance(index, dict) and index.get("key") == key and index.get("of") == len(found):
+        return index
+    records = run.records("components")
+
+    def arrays_of(region: Region) -> dict[str, Array]:
+        if region.name not in found:
+            return _nothing(region, lattice)
+        return records.payload(found[region.name])
+
+    def seams_of(region: Region) -> SeamRecord:
+        arrays = arrays_of(region)
+        return SeamRecord(**{field: arrays[field] for field in SeamRecord.__dataclass_fields__})
+
+    offsets = [0]
+    first_ids = [1]
+    with (image.work / "ids.bin").open("wb") as file:
+        for band in merge_seams(
+            lattice, seams_of, lambda region: arrays_of(region)["anchors"], image.decode
+        ):
+            for ids in band.ids:
+                file.write(ids.astype("<u4").tobytes())
+                offsets.append(offsets[-1] + len(ids))
+            first_ids.append(band.last_id + 1)
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(image.work / "ids-offsets.npy", np.asarray(offsets, np.int64))
+    index = {"key": key, "of": len(found), "objects": first_ids[-1] - 1, "first_ids": first_ids}
+    write_json(path, index)
+    return index
+
+
+def _nothing(region: Region, lattice: Lattice) -> dict[str, Array]:
+    none = np.empty(0, np.int64)
+    arrays = dict.fromkeys(["anchors", *SeamRecord.__dataclass_fields__], none)
+    height, width = region.box.shape
+    box, shape = region.box, lattice.shape
+    edges = {
+        "top": width if box.y0 > 0 else 0,
+        "left": height if box.x0 > 0 else 0,
+        "bottom": width if box.y1 < shape[0] else 0,
+        "right": height if box.x1 < shape[1] else 0,
+    }
+    return (
+        arrays
+        | {"level": none.astype(np.uint8), "large_child": none.astype(bool)}
+        | {edge: np.full(length, -1, np.int32) for edge, length in edges.items()}
+    )
+
+
+# --- growth ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GrowArgs:
+    """One round of growth."""
+
+    steps: tuple[int, ...]
+    halo: int
+    target: Path
+    round: int
+
+
+def _grow(run: StageRun, lattice: Lattice) -> int:
+    """Grow until nothing moves; the number of rounds."""
+    image = run.image
+    published = run.records("publish")
+    steps, halo = reach(image.decode, image.decode.growth_steps)
+    state = np.full(len(lattice), 0, np.int64)  # the round that wrote each region last
+    number = 0
+    regions: list[Region] = list(lattice)
+    while True:
+        target = image.labels if number == 0 else image.work / "front" / str(number)
+        args = GrowArgs(steps, halo, target, number)
+        if number:
+            _save_states(image, number, state)
+        found = run.over(
+            f"grow-{number}",
+            grow_one,
+            lattice,
+            args,
+            regions=regions,
+            prepare=lambda target=target: _create_front(image, target),  # type: ignore[misc]
+            # Once publishing has begun, labels hold later states than those of round 0.
+            array=None if number == 0 and published.is_current() else target,
+        )
+        for region in regions:
+            state[_place(region, lattice)] = number
+        moving = [lattice.named(name) for name, record in found.items() if record.facts["moving"]]
+        if not moving or run.failed:  # what failed is tried again by the next run
+            break
+        regions = _reached(moving, lattice, LATER_STEPS)
+        steps, halo = (0,) * (len(steps) - 1) + (LATER_STEPS,), LATER_STEPS + 1
+        number += 1
+    late = [region for region in lattice if state[_place(region, lattice)] > 0]
+    if late:
+        _save_states(image, number + 1, state)
+        run.over(
+            "publish",
+            publish_one,
+            lattice,
+            number + 1,
+            regions=late,
+            array=image.labels,
+        )
+    return number + 1
+
+
+def _place(region: Region, lattice: Lattice) -> int:
+    return region.index[0] * lattice.count[1] + region.index[1]
+
+
+def _save_states(image: Image, number: int, state: Array) -> None:
+    """Where round `number` finds each region's labels: the round that wrote them last."""
+    folder = image.work / "front"
+    folder.mkdir(exist_ok=True)
+    np.save(folder / f"states-{number}.npy", state)
+
+
+def _create_front(image: Image, target: Path) -> None:
+    if target != image.labels:
+        remove(target)
+        create_array(target, (), image.label_grid, np.dtype(np.uint32))
+
+
+def _reached(moving: Iterable[Region], lattice: Lattice, steps: int) -> list[Region]:
+    """Regions that a front moving through `moving` may reach within `steps`."""
+    names = {}
+    for region in moving:
+        for near in lattice.meeting(region.box.grow(steps)):
+            names[near.index] = near
+    return [names[index] for index in sorted(names)]
+
+
+def grow_one(work: Pass, name: str) -> dict[str, Any]:
+    """One round of growth in one region."""
+    image, region, args = work.image, work.lattice.named(name), work.args
+    window = region.box.grow(args.halo).intersect(Box(0, 0, *work.lattice.shape))
+    levels = image.decode.growth_levels(*probabilities_in(image, window))
+    labels = _seeds_in(work, window) if args.round == 0 else _state_in(work, window, args.round)
+    grown = grow(labels, levels, args.steps)
+    core = region.box.within(window)
+    shard = write_shard(args.target, region.box, grown[core.slices])
+    work.records.add(name, shard, moving=is_moving(grown, levels, core))
+    return {}
+
+
+def _seeds_in(work: Pass, window: Box) -> Array:
+    """Global ids of the seeds in a window."""
+    folder = work.image.work
+    offsets = np.load(folder / "ids-offsets.npy")
+    labels = np.empty(window.shape, np.uint32)
+    for region in work.lattice.meeting(window):
+        part = region.box.intersect(window)
+        place = _place(region, work.lattice)
+        start, end = offsets[place], offsets[place + 1]
+        ids = np.fromfile(folder / "ids.bin", "<u4", count=end - start, offset=4 * start)
+        slots = read_box(folder / "seeds.zarr", part)
+        labels[part.within(window).slices] = ids[slots]
+    return labels
+
+
+def _state_in(work: Pass, window: Box, number: int) -> Array:
+    """Labels in a window as they were before round `number`."""
+    image = work.image
+    states = np.load(image.work / "front" / f"states-{number}.npy")
+    labels = np.empty(window.shape, np.uint32)
+    for region in work.lattice.meeting(window):
+        part = region.box.intersect(window)
+        labels[part.within(window).slices] = read_box(
+            _state_array(image, int(states[_place(region, work.lattice)])), part
+        )
+    return labels
+
+
+def _state_array(image: Image, written_in: int) -> Path:
+    return image.labels if written_in == 0 else image.work / "front" / str(written_in)
+
+
+def publish_one(work: Pass, name: str) -> dict[str, Any]:
+    """Copy the last state of a region into the label image."""
+    image, region = work.image, work.lattice.named(name)
+    states = np.load(image.work / "front" / f"states-{work.args}.npy")
+    source = _state_array(image, int(states[_place(region, work.lattice)]))
+    work.records.add(name, write_shard(image.labels, region.box, read_box(source, region.box)))
+    return {}

@@ -1,0 +1,250 @@
+"""tile: a file becomes an OME-Zarr with a pyramid, and the intensities that become 0 and 1."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe import percentiles
+from segpipe.compute import Engine
+from segpipe.geometry import Box, Lattice, TileGrid
+from segpipe.percentiles import Histogram
+from segpipe.records import Record, Records
+from segpipe.slide import Slide, open_slide
+from segpipe.stages.image import Image, Manifest, Pass, Progress, StageRun, remove
+from segpipe.store import create_image, halve_mean, open_array, read_box, set_contrast, write_shard
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Range = tuple[float, float]
+
+
+def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
+    """Copy the image tile by tile, make its pyramid, and find its normalisation."""
+    run = StageRun(image, "tile", engine, progress)
+    lattice = Lattice(image.layout.plane, image.grid.shard)
+    copied = run.over(
+        "tile",
+        copy_region,
+        lattice,
+        prepare=lambda: _create(image),
+        array=image.zarr / "0",
+        counts=True,
+    )
+    statistics = _statistics(run, lattice, copied)
+    for level in range(1, len(image.grid.levels)):
+        pyramid_level(run, image.zarr, level, halve_mean)
+    set_contrast(image.zarr, image.layout.channels, statistics["ranges"])
+    return run.finish(
+        {
+            "shape": image.layout.shape,
+            "dtype": image.layout.dtype,
+            "pixel_size_um": image.layout.pixel_size_um,
+            "levels": len(image.grid.levels),
+            **statistics,
+        }
+    )
+
+
+def _create(image: Image) -> None:
+    remove(image.zarr)
+    create_image(
+        image.zarr,
+        image.layout.channel_names,
+        image.grid,
+        np.dtype(image.layout.dtype),
+        pixel_size_um=image.layout.pixel_size_um,
+        name=Path(image.name).name,
+        rgb=image.layout.rgb,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _slide(source: Path, _fingerprint: str) -> Slide:
+    """The opened file, kept by each process for the regions to come."""
+    return open_slide(source)
+
+
+def copy_region(work: Pass, name: str) -> dict[str, Any]:
+    """Read one region of the file, write its shard, count its intensities."""
+    image, region = work.image, work.lattice.named(name)
+    slide = _slide(image.source, image.layout.source_fingerprint)
+    pixels = slide.read(region.box)
+    seen = pixels[list(image.layout.channels)]
+    shard = write_shard(image.zarr / "0", region.box, pixels)
+    not_finite = int(np.count_nonzero(~np.isfinite(seen))) if seen.dtype.kind == "f" else 0
+    counted = _counted(image)
+    payload = _count(image, region.box, seen, percentiles.upper) if counted else None
+    work.records.add(name, shard, payload, not_finite=not_finite)
+    return {}
+
+
+# --- normalisation --------------------------------------------------------------------------------
+
+
+def _counted(image: Image) -> bool:
+    """Whether the model's rule asks for percentiles."""
+    chosen = image.settings.infer.normalise
+    return chosen is None and image.model.card.normalisation.kind == "percentile"
+
+
+def _occupied_tiles(image: Image, box: Box, seen: Array) -> Iterator[Array]:
+    """The tiles (C, h, w) in a region that are not constant."""
+    grid = TileGrid(image.layout.plane, image.plan.core, 0, image.plan.stride)
+    for one in grid.meeting(box):
+        pixels = seen[(slice(None), *one.keep.within(box).slices)]
+        if percentiles.is_occupied(pixels):
+            yield pixels
+
+
+def _count(image: Image, box: Box, seen: Array, part: Callable[[Array], Array]) -> dict[str, Array]:
+    """Histogram of each channel over the occupied tiles of a region, as arrays for a record."""
+    parts: list[list[Histogram]] = [[] for _ in seen]
+    for pixels in _occupied_tiles(image, box, seen):
+        for channel, plane in enumerate(pixels):
+            parts[channel].append(Histogram.of(part(percentiles.keys_of(plane))))
+    return _pack({str(channel): Histogram.sum(found) for channel, found in enumerate(parts)})
+
+
+def _pack(histograms: Mapping[str, Histogram]) -> dict[str, Array]:
+    packed = {}
+    for key, histogram in histograms.items():
+        packed[f"{key}.keys"] = histogram.keys.astype(np.uint16)
+        packed[f"{key}.counts"] = histogram.counts
+    return packed
+
+
+def _total(records: Records, found: Iterable[Record], key: str) -> Histogram:
+    def parts() -> Iterator[Histogram]:
+        for record in found:
+            arrays = records.payload(record)
+            yield Histogram(arrays[f"{key}.keys"].astype(np.int64), arrays[f"{key}.counts"])
+
+    return Histogram.sum(parts())
+
+
+def _statistics(run: StageRun, lattice: Lattice, copied: Mapping[str, Record]) -> dict[str, Any]:
+    """The intensities that become 0 and 1 for each channel the model sees, and what to warn of."""
+    image = run.image
+    warnings = []
+    not_finite = sum(int(record.facts.get("not_finite", 0)) for record in copied.values())
+    if not_finite:
+        warnings.append(f"{not_finite} pixels are NaN or infinite; they count as the darkest value")
+    rule, chosen = image.model.card.normalisation, image.settings.infer.normalise
+    if _counted(image):
+        ranges = _percentile_ranges(run, lattice, copied, (rule.low, rule.high))
+    else:
+        ranges = [chosen or (rule.low, rule.high)] * len(image.layout.channels)
+    if all(low == high for low, high in ranges):
+        warnings.append("the image is constant: it has no objects")
+    for warning in warnings:
+        log.warning("%s: %s", image.name, warning)
+    return {"ranges": ranges, "not_finite": not_finite, "warnings": warnings}
+
+
+def _percentile_ranges(
+    run: StageRun, lattice: Lattice, copied: Mapping[str, Record], percents: Range
+) -> list[Range]:
+    """Exact percentiles; where they coincide (almost all is background) the maximum is the high one."""
+    image = run.image
+    dtype = np.dtype(image.layout.dtype)
+    records = run.records("tile")
+    channels = range(len(image.layout.channels))
+    first = [_total(records, copied.values(), str(channel)) for channel in channels]
+    asked = (*percents, 100.0)
+    found = [
+        [(0, 0)] * 3
+        if histogram.total == 0
+        else [histogram.order_statistic(percentiles.rank(q, histogram.total)) for q in asked]
+        for histogram in first
+    ]
+    if dtype.kind == "f":
+        wanted = tuple(tuple(sorted({half for half, _ in row})) for row in found)
+        second = run.over("tile-fine", count_fine, lattice, wanted)
+        fine_records = run.records("tile-fine")
+        fine = []
+        for channel, row in enumerate(found):
+            total = first[channel].total
+            keys = []
+            for q, (half, below) in zip(asked, row, strict=True):
+                key = f"{channel}.{wanted[channel].index(half)}"
+                lower = _total(fine_records, second.values(), key)
+                rank = percentiles.rank(q, total) - below if total else 0
+                keys.append((half << 16 | (lower.order_statistic(rank)[0] if total else 0), 0))
+            fine.append(keys)
+        found = fine
+    ranges = []
+    for histogram, row in zip(first, found, strict=True):
+        low, high, top = (percentiles.value_of(key, dtype) for key, _ in row)
+        if histogram.total == 0:
+            low, high, top = 0.0, 0.0, 0.0
+        ranges.append((low, high if high > low else top))
+    return ranges
+
+
+def count_fine(work: Pass, name: str) -> dict[str, Any]:
+    """Second pass over floats: count the lower halves of the keys that matter."""
+    image, region = work.image, work.lattice.named(name)
+    seen = read_box(image.zarr / "0", region.box, image.layout.channels)
+    totals: dict[str, list[Histogram]] = {}
+    for pixels in _occupied_tiles(image, region.box, seen):
+        for channel, plane in enumerate(pixels):
+            lower = percentiles.lower(percentiles.keys_of(plane), work.args[channel])
+            for place, histogram in enumerate(lower):
+                totals.setdefault(f"{channel}.{place}", []).append(histogram)
+    for channel, wanted in enumerate(work.args):
+        for place in range(len(wanted)):
+            totals.setdefault(f"{channel}.{place}", [])
+    work.records.add(
+        name, None, _pack({key: Histogram.sum(parts) for key, parts in totals.items()})
+    )
+    return {}
+
+
+# --- pyramids -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LevelArgs:
+    """One level of a pyramid: made from the level above it."""
+
+    array: Path
+    level: int
+    halve: Callable[[Array], Array]
+
+
+def pyramid_level(
+    run: StageRun, array: Path, level: int, halve: Callable[[Array], Array]
+) -> dict[str, Record]:
+    """Write one level of the pyramid at `array`, a task per shard, so that a shard has one writer."""
+    target = array / str(level)
+    opened = open_array(target)
+    height, width = opened.shape[-2:]
+    shards = (opened.shards or opened.chunks)[-2:]
+    lattice = Lattice((height, width), (shards[0], shards[1]))
+    args = LevelArgs(array, level, halve)
+    return run.over(f"{run.stage}-level{level}", halve_region, lattice, args, array=target)
+
+
+def halve_region(work: Pass, name: str) -> dict[str, Any]:
+    """Write one shard of a pyramid level."""
+    args, box = work.args, work.lattice.named(name).box
+    above = args.array / str(args.level - 1)
+    height, width = open_array(above).shape[-2:]
+    fine = Box(2 * box.y0, 2 * box.x0, min(2 * box.y1, height), min(2 * box.x1, width))
+    shard = write_shard(args.array / str(args.level), box, args.halve(read_box(above, fine)))
+    work.records.add(name, shard)
+    return {}
+
+
+def ranges_of(manifest: Manifest) -> list[Range]:
+    """The normalisation that `tile` found, from its manifest."""
+    ranges: Sequence[Sequence[float]] = manifest.facts["ranges"]
+    return [(low, high) for low, high in ranges]

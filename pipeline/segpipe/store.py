@@ -1,0 +1,317 @@
+"""Arrays on disk: OME-Zarr 0.5 images with labels, and the work arrays beside them.
+
+The write unit is the shard, and a shard has one writer. Metadata are made up front by one process.
+Shards are replaced atomically (zarr's LocalStore writes a temporary name and renames it), then file
+and folder are synchronised, then the completion record is appended (records.py).
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from segpipe.errors import SegpipeError
+from segpipe.geometry import Box, ceil_to
+
+zarr.config.set({"threading.max_workers": 1, "async.concurrency": 4})
+
+Array = np.ndarray[Any, np.dtype[Any]]
+NGFF = "0.5"
+LABEL_GROUP = "labels/instances"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Storage sizes of a plane: (Y, X) of the array, its shards and its inner chunks."""
+
+    shape: tuple[int, int]
+    shard: tuple[int, int]
+    chunk: tuple[int, int]
+
+    @classmethod
+    def fitting(cls, shape: tuple[int, int], region: int, chunk: int) -> Grid:
+        """Chunks and shards of these sizes, no larger than the image asks for."""
+        chunks = tuple(min(chunk, size) for size in shape)
+        shards = tuple(
+            min(region, ceil_to(size, inner)) if inner == chunk else inner
+            for size, inner in zip(shape, chunks, strict=True)
+        )
+        return cls(shape, (shards[0], shards[1]), (chunks[0], chunks[1]))
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """Shapes of the pyramid, finest first: ceil(n / 2^l), down to one chunk."""
+        shapes = [self.shape]
+        while any(size > inner for size, inner in zip(shapes[-1], self.chunk, strict=True)):
+            shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+        return shapes
+
+    def level(self, number: int) -> Grid:
+        """The grid of one pyramid level: shards of the same size."""
+        shape = self.levels[number]
+        chunk = (min(self.chunk[0], shape[0]), min(self.chunk[1], shape[1]))
+        shard = tuple(
+            min(outer, ceil_to(size, inner))
+            for outer, size, inner in zip(self.shard, shape, chunk, strict=True)
+        )
+        if any(outer % inner for outer, inner in zip(shard, chunk, strict=True)):
+            shard = tuple(ceil_to(outer, inner) for outer, inner in zip(shard, chunk, strict=True))
+        return Grid(shape, (shard[0], shard[1]), chunk)
+
+
+def create_array(
+    path: Path, planes: tuple[int, ...], grid: Grid, dtype: np.dtype[Any], **more: Any
+) -> None:
+    """Write the metadata of an array of shape `planes + grid.shape`; a shard holds all planes.
+
+    Inner chunks hold one plane, are compressed by zstd and carry their own crc32c: the default
+    covers the index of a shard only.
+    """
+    zarr.create_array(
+        LocalStore(path),
+        shape=(*planes, *grid.shape),
+        chunks=(*(1 for _ in planes), *grid.chunk),
+        shards=(*planes, *grid.shard),
+        dtype=dtype,
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=0,
+        **more,
+    )
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, _metadata: tuple[int, int]) -> zarr.Array[Any]:
+    return zarr.open_array(LocalStore(path), mode="r+")
+
+
+def open_array(path: Path) -> zarr.Array[Any]:
+    """The array at `path`; opened once per process for as long as its metadata file is the same."""
+    stat = (path / "zarr.json").stat()
+    return _opened(path, (stat.st_ino, stat.st_mtime_ns))
+
+
+def read_box(path: Path, box: Box, planes: Sequence[int] | None = None) -> Array:
+    """Pixels of a box inside the array: (..., h, w), of all planes or of those asked for.
+
+    Raises
+    ------
+    SegpipeError
+        When a shard does not decode or its checksum is wrong.
+    """
+    array = open_array(path)
+    try:
+        if planes is None:
+            return np.asarray(array[(..., *box.slices)])
+        return np.stack([np.asarray(array[(plane, *box.slices)]) for plane in planes])
+    except (ValueError, RuntimeError, OSError) as error:
+        raise SegpipeError(
+            f"{path} is damaged at {box} ({' '.join(str(error).split())}); run again with --restart"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a record says of a written shard: bytes on disk and their crc32; 0 when empty."""
+
+    length: int
+    checksum: int
+
+    @property
+    def empty(self) -> bool:
+        """All of it is background, so zarr keeps no file."""
+        return self.length == 0
+
+
+def shard_path(path: Path, box: Box) -> Path:
+    """File of the shard whose first pixel is the box's."""
+    array = open_array(path)
+    height, width = array.shards[-2:] if array.shards else array.chunks[-2:]
+    planes = ("0",) * (array.ndim - 2)
+    return path.joinpath("c", *planes, str(box.y0 // height), str(box.x0 // width))
+
+
+def write_shard(path: Path, box: Box, pixels: Array) -> Shard:
+    """Write one whole shard so that it is either the old one, absent, or the new one.
+
+    The old file is removed first: zarr reads a shard before it rewrites it, and over a torn one it
+    would fail for ever.
+
+    Raises
+    ------
+    SegpipeError
+        When the disk is full or cannot be written.
+    """
+    array = open_array(path)
+    file = shard_path(path, box)
+    try:
+        file.unlink(missing_ok=True)
+        array[(..., *box.slices)] = pixels
+        if not file.exists():
+            return Shard(0, 0)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            data = opened.read()
+        sync_folder(file.parent)
+    except OSError as error:
+        raise SegpipeError(f"cannot write {file}: {error.strerror or error}") from error
+    return Shard(len(data), zlib.crc32(data))
+
+
+def shard_is_whole(path: Path, box: Box, shard: Shard, *, verify: bool = False) -> bool:
+    """Whether the file is there with the recorded length (and, if asked, checksum)."""
+    file = shard_path(path, box)
+    try:
+        length = file.stat().st_size
+    except FileNotFoundError:
+        return shard.empty
+    if length != shard.length:
+        return False
+    return not verify or zlib.crc32(file.read_bytes()) == shard.checksum
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- pyramids -------------------------------------------------------------------------------------
+
+
+def halve_mean(pixels: Array) -> Array:
+    """Mean of 2 x 2 pixels, rounded half up for integers: (C, h, w) -> (C, ceil(h/2), ceil(w/2)).
+
+    A ragged last row or column is averaged with itself.
+    """
+    height, width = pixels.shape[-2:]
+    even = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+    wide = even.astype(np.float64 if pixels.dtype.kind == "f" else np.uint64)
+    total = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
+    if pixels.dtype.kind == "f":
+        return (total / 4).astype(pixels.dtype)
+    return ((total + 2) // 4).astype(pixels.dtype)
+
+
+def halve_nearest(labels: Array) -> Array:
+    """Every second pixel: (..., h, w) -> (..., ceil(h/2), ceil(w/2)); ids are never mixed."""
+    return labels[..., ::2, ::2]
+
+
+# --- NGFF 0.5 -------------------------------------------------------------------------------------
+
+
+def create_image(
+    path: Path,
+    channels: Sequence[str],
+    grid: Grid,
+    dtype: np.dtype[Any],
+    *,
+    pixel_size_um: float | None,
+    name: str,
+    rgb: bool,
+) -> None:
+    """Write all metadata of an OME-Zarr 0.5 image (C, Y, X) with its pyramid, no pixels."""
+    group = zarr.create_group(LocalStore(path), zarr_format=3)
+    group.attrs["ome"] = {
+        "version": NGFF,
+        "multiscales": [_multiscales(name, grid, pixel_size_um, channel_axis=True)],
+        "omero": _omero(channels, dtype, rgb),
+    }
+    for number in range(len(grid.levels)):
+        create_array(
+            path / str(number),
+            (len(channels),),
+            grid.level(number),
+            dtype,
+            dimension_names=("c", "y", "x"),
+        )
+
+
+def create_labels(path: Path, grid: Grid, *, pixel_size_um: float | None) -> None:
+    """Write all metadata of `labels/instances` (Y, X) uint32 in an OME-Zarr 0.5 image, no pixels."""
+    labels = zarr.create_group(LocalStore(path / "labels"), zarr_format=3)
+    labels.attrs["ome"] = {"version": NGFF, "labels": ["instances"]}
+    group = zarr.create_group(LocalStore(path / LABEL_GROUP), zarr_format=3)
+    group.attrs["ome"] = {
+        "version": NGFF,
+        "multiscales": [_multiscales("instances", grid, pixel_size_um, channel_axis=False)],
+        "image-label": {"version": NGFF, "source": {"image": "../../"}},
+    }
+    for number in range(len(grid.levels)):
+        create_array(
+            path / LABEL_GROUP / str(number),
+            (),
+            grid.level(number),
+            np.dtype(np.uint32),
+            dimension_names=("y", "x"),
+        )
+
+
+def _multiscales(
+    name: str, grid: Grid, pixel_size_um: float | None, *, channel_axis: bool
+) -> dict[str, Any]:
+    space: dict[str, str] = {"type": "space"}
+    if pixel_size_um is not None:
+        space["unit"] = "micrometer"
+    size = pixel_size_um or 1.0
+    axes = [{"name": "y", **space}, {"name": "x", **space}]
+    datasets = []
+    for number in range(len(grid.levels)):
+        # Halving by mean puts the first pixel's centre between the first two of the level above.
+        scale, shift = size * 2**number, size * (2**number - 1) / 2
+        scales, shifts = [scale, scale], [shift, shift]
+        if channel_axis:
+            scales, shifts = [1.0, *scales], [0.0, *shifts]
+        else:
+            shifts = [0.0, 0.0]  # every second pixel: the centre stays where it was
+        transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scales}]
+        transforms.append({"type": "translation", "translation": shifts})
+        datasets.append({"path": str(number), "coordinateTransformations": transforms})
+    if channel_axis:
+        axes = [{"name": "c", "type": "channel"}, *axes]
+    return {
+        "name": name,
+        "axes": axes,
+        "datasets": datasets,
+        "type": "mean" if channel_axis else "nearest",
+    }
+
+
+def _omero(channels: Sequence[str], dtype: np.dtype[Any], rgb: bool) -> dict[str, Any]:
+    colours = ["FF0000", "00FF00", "0000FF"] if rgb else ["FFFFFF", "00FF00", "FF00FF", "00FFFF"]
+    top = float(np.iinfo(dtype).max) if dtype.kind in "ui" else 1.0
+    described = [
+        {
+            "label": label,
+            "color": colours[number % len(colours)],
+            "active": number < len(colours),
+            "window": {"min": 0.0, "max": top, "start": 0.0, "end": top},
+        }
+        for number, label in enumerate(channels)
+    ]
+    return {"channels": described, "rdefs": {"model": "color" if len(channels) > 1 else "greyscale"}}
+
+
+def set_contrast(
+    path: Path, channels: Sequence[int], ranges: Sequence[tuple[float, float]]
+) -> None:
+    """Write the display ranges of these channels into the image's metadata."""
+    group = zarr.open_group(LocalStore(path), mode="r+")
+    ome = cast("dict[str, Any]", group.attrs["ome"])
+    for number, (low, high) in zip(channels, ranges, strict=True):
+        channel = ome["omero"]["channels"][number]
+        channel["window"] |= {"start": low, "end": high, "max": max(channel["window"]["max"], high)}
+    group.attrs["ome"] = ome

@@ -1,0 +1,96 @@
+"""The promise: workers, order, region sizes and engines cannot be seen in the result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from scipy import ndimage
+
+import plain
+from fields import CORE, SMALL, labels_of, nuclei, run, table_of
+from segpipe.components import to_byte
+from segpipe.models.modelfile import find_model, read_card
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    return nuclei(tmp_path_factory.mktemp("in") / "field.tif", (420, 610))
+
+
+@pytest.fixture(scope="module")
+def reference(image, tmp_path_factory):
+    out = tmp_path_factory.mktemp("serial")
+    assert run(image, out, "engine.kind=serial").exit_code == 0
+    return out
+
+
+def test_serial_gives_the_plain_decode_of_its_probabilities(reference):
+    probabilities = zarr.open_array(
+        reference / ".segpipe" / "field.work" / "probabilities.zarr", mode="r"
+    )[:]
+    decode = read_card(find_model("nuclei-fluorescence")).decode
+    expected = plain.instances(
+        probabilities[0],
+        probabilities[1],
+        to_byte(decode.foreground),
+        [to_byte(level) for level in decode.interior],
+        decode.min_area,
+        [to_byte(level) for level in decode.growth_levels],
+        decode.growth_steps,
+    )
+    labels = labels_of(reference, "field")
+    assert labels.max() > 20
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("engine.kind=serial", f"tile.region={CORE * 2}"),
+        ("engine.kind=serial", f"tile.region={CORE * 8}"),
+        ("engine.kind=serial", f"stitch.region={SMALL}"),
+        ("engine.kind=local", "engine.workers=1"),
+        ("engine.kind=local", "engine.workers=2", "stitch.region=96"),
+        ("engine.kind=serial", "infer.threads=2"),
+    ],
+    ids=" ".join,
+)
+def test_the_same_bytes_and_the_same_table(image, reference, tmp_path, settings):
+    assert run(image, tmp_path, *settings).exit_code == 0
+    np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+    assert table_of(tmp_path, "field").equals(table_of(reference, "field"))
+
+
+def test_the_table_is_that_of_the_labels(reference):
+    labels = labels_of(reference, "field")
+    table = pq.read_table(reference / "field.parquet").to_pydict()
+    assert table["id"] == list(range(1, labels.max() + 1))
+    assert table["area_px"] == np.bincount(labels.ravel())[1:].tolist()
+    centres = ndimage.center_of_mass(labels > 0, labels, table["id"])
+    np.testing.assert_allclose(table["centroid_y_px"], [y for y, _ in centres])
+    np.testing.assert_allclose(table["centroid_x_px"], [x for _, x in centres])
+    np.testing.assert_allclose(table["centroid_x_um"], np.array(table["centroid_x_px"]) * 0.5)
+
+
+def test_every_level_of_labels_is_every_second_pixel_of_the_one_above(reference):
+    group = reference / "field.ome.zarr" / "labels" / "instances"
+    levels = zarr.open_group(group, mode="r").attrs["ome"]["multiscales"][0]["datasets"]
+    above = None
+    for level in levels:
+        here = zarr.open_array(group / level["path"], mode="r")[:]
+        if above is not None:
+            np.testing.assert_array_equal(here, above[::2, ::2])
+        above = here
+    assert len(levels) > 2
+
+
+def test_every_level_of_the_image_is_the_mean_of_the_one_above(reference):
+    group = reference / "field.ome.zarr"
+    above = zarr.open_array(group / "0", mode="r")[:].astype(float)
+    below = zarr.open_array(group / "1", mode="r")[:]
+    height, width = above.shape[1:]
+    assert (height % 2, width % 2) == (0, 0)
+    mean = above.reshape(1, height // 2, 2, width // 2, 2).mean(axis=(2, 4))
+    np.testing.assert_array_equal(below, np.floor(mean + 0.5))

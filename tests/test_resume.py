@@ -1,0 +1,219 @@
+"""Kill -9 at any moment: after a rerun the same bytes, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from fields import SIZES, labels_of, nuclei, run, table_of
+
+SHAPE = (300, 420)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    return nuclei(tmp_path_factory.mktemp("in") / "field.tif", SHAPE)
+
+
+@pytest.fixture(scope="module")
+def reference(image, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    assert run(image, out).exit_code == 0
+    return out
+
+
+DIE = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from fields import run
+from segpipe import records
+
+seen, add = 0, records.Records.add
+
+def dying(self, region, shard=None, payload=None, **facts):
+    global seen
+    if self.folder.name == {pass_name!r}:
+        seen += 1
+    last = self.folder.name == {pass_name!r} and seen == {number}
+    if last and {moment!r} == "before the record":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if last and {moment!r} == "within the record":
+        with (self.folder / "torn.jsonl").open("ab") as file:
+            file.write(b'{{"region": "0_0", "facts": {{}}, "shard": [1')
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, region, shard, payload, **facts)
+    if last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+records.Records.add = dying
+run(Path({image!r}), Path({out!r}))
+"""
+
+
+def records_of(out: Path) -> Counter:
+    """How often each region of each pass was recorded."""
+    found: Counter = Counter()
+    for file in (out / ".segpipe").glob("*.work/records/*/*.jsonl"):
+        for line in file.read_bytes().splitlines():
+            try:
+                found[file.parent.name, json.loads(line)["region"]] += 1
+            except ValueError:
+                continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pass_name", "number", "moment"),
+    [
+        ("tile", 1, "before the record"),
+        ("tile", 3, "after the record"),
+        ("infer", 1, "before the record"),
+        ("infer", 2, "within the record"),
+        ("components", 2, "after the record"),
+        ("grow-0", 1, "before the record"),
+        ("grow-0", 4, "after the record"),
+        ("sums", 2, "before the record"),
+        ("measure-level1", 1, "before the record"),
+    ],
+)
+def test_the_whole_run_is_killed(image, reference, tmp_path, pass_name, number, moment):
+    script = DIE.format(
+        tests=str(Path(__file__).parent),
+        pass_name=pass_name,
+        number=number,
+        moment=moment,
+        image=str(image),
+        out=str(tmp_path),
+    )
+    died = subprocess.run([sys.executable, "-c", script], check=False, timeout=300)
+    assert died.returncode == -signal.SIGKILL
+    before = records_of(tmp_path)
+    assert run(image, tmp_path).exit_code == 0
+    np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+    assert table_of(tmp_path, "field").equals(table_of(reference, "field"))
+    after = records_of(tmp_path)
+    assert set(before) <= set(after)
+    assert set(after.values()) == {1}, "a region was done twice"
+
+
+def test_a_worker_is_killed(image, reference, tmp_path):
+    """A worker dies in the middle of infer; the run goes on with another and gives the same bytes."""
+    sets = [part for size in SIZES for part in ("-s", size)]
+    command = [
+        "predict",
+        str(image),
+        "-o",
+        str(tmp_path),
+        *sets,
+        "--engine",
+        "local",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segpipe.cli", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    killed = False
+    while process.poll() is None:
+        done = Counter(pass_name for pass_name, _ in records_of(tmp_path))
+        if done["infer"] >= 1 and not killed:
+            workers = [
+                child
+                for child in psutil.Process(process.pid).children(recursive=True)
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
+            workers[0].send_signal(signal.SIGKILL)
+            killed = True
+        time.sleep(0.01)
+    _, errors = process.communicate()
+    assert killed
+    assert process.returncode == 0, errors
+    np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+
+
+def test_a_torn_shard_is_done_again_and_only_that(image, reference, tmp_path):
+    assert run(image, tmp_path, stages=("tile", "infer")).exit_code == 0
+    shards = sorted((tmp_path / ".segpipe/field.work/probabilities.zarr/c").rglob("*/*/*"))
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "manifests/field.infer.json").unlink()
+    before = records_of(tmp_path)
+    assert run(image, tmp_path).exit_code == 0
+    assert shards[1].read_bytes() == whole
+    infers = {key: count for key, count in records_of(tmp_path).items() if key[0] == "infer"}
+    assert infers == {key: 1 for key in before if key[0] == "infer"}
+    np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+
+
+def test_sigterm_stops_and_says_how_to_go_on(image, reference, tmp_path):
+    sets = [part for size in SIZES for part in ("-s", size)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segpipe.cli", "predict", str(image), "-o", str(tmp_path), *sets]
+        + ["--engine", "serial"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None:
+        if any(name == "infer" for name, _ in records_of(tmp_path)):
+            process.send_signal(signal.SIGTERM)
+            break
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "run the same command to go on" in errors
+    assert "Traceback" not in errors
+    assert run(image, tmp_path).exit_code == 0
+    np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+
+
+def test_a_second_run_does_nothing_and_new_settings_redo_what_they_concern(image, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert run(image, tmp_path).exit_code == 0
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    caplog.clear()
+    result = run(image, tmp_path)
+    assert result.exit_code == 0 and result.images[0].status == "skipped"
+    assert "nothing to do: 1 images are finished" in caplog.text
+    changed = {
+        path.name
+        for path in tmp_path.rglob("*")
+        if path.is_file() and files.get(path) != path.stat().st_mtime_ns
+    }
+    assert changed == {"run.json"}
+    inferred = (tmp_path / "manifests/field.infer.json").stat().st_mtime_ns
+    assert run(image, tmp_path, "stitch.min_area=400").exit_code == 0
+    assert (tmp_path / "manifests/field.infer.json").stat().st_mtime_ns == inferred
+    labels = labels_of(tmp_path, "field")
+    assert np.bincount(labels.ravel())[1:].min() >= 400
+    assert table_of(tmp_path, "field").num_rows == labels.max()
+
+
+def test_another_run_on_the_same_image_is_refused(image, tmp_path):
+    code = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    lock = tmp_path / ".segpipe/field.work/lock"
+    lock.parent.mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, os.fspath(lock)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        result = run(image, tmp_path)
+        holder.kill()
+    assert result.exit_code == 1
+    assert "another segpipe is working on it" in str(result.images[0].error)
