@@ -103,7 +103,8 @@ def test_tiny_images(tmp_path, shape):
     tifffile.imwrite(path, rng.integers(0, 1000, shape, dtype=np.uint16), photometric="minisblack")
     assert run(path, tmp_path / "out", "measure.preview=true").exit_code == 0
     assert labels_of(tmp_path / "out", "tiny").shape == shape
-    assert Image.open(tmp_path / "out/tiny.png").size[0] > 100
+    with Image.open(tmp_path / "out/tiny.png") as picture:
+        assert picture.size[0] > 100
 
 
 def test_nan_and_inf_count_as_the_darkest_value_and_are_warned_of(tmp_path):

@@ -36,12 +36,9 @@ def test_unpadded_unet_of_the_paper_loses_two_pixels_of_its_output():
     assert all(UNet(width=1).admissible(core + 188) for core in range(16, 2049, 16))
 
 
-def test_halo_of_an_unpadded_unet_is_in_phase():
-    """102 is admissible too, but half a pooling cell off: there 102 px are not to spare."""
+def test_halo_of_an_unpadded_unet_goes_in_steps_of_half_a_stride():
     network = UNet(width=1)
-    assert network.admissible(64 + 2 * 102)
-    assert halo(network, 95) == 102
-    assert halo(network, 103) == 110
+    assert [halo(network, context) for context in (80, 94, 95, 103)] == [94, 94, 102, 110]
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -101,12 +98,13 @@ def test_real_network_sees_the_context_and_no_further(padding, depth):
 class Stack(Network):
     """Whatever is put between input and output."""
 
-    channels, margin, exact = 1, 0, True
+    channels, exact = 1, True
 
-    def __init__(self, *layers: nn.Module, stride: int = 1) -> None:
+    def __init__(self, *layers: nn.Module, stride: int = 1, margin: int = 0) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
         self.stride = stride
+        self.margin = margin
 
     def admissible(self, size: int) -> bool:
         return size % self.stride == 0
@@ -128,6 +126,7 @@ def conv(reach: int) -> nn.Module:
         (Stack(nn.Conv2d(1, 1, (7, 3), padding=(3, 1))), 3),
         (Stack(nn.Conv2d(1, 1, 3, padding=4, dilation=4)), 4),
         (Stack(nn.MaxPool2d(3, stride=1, padding=1)), 1),
+        (Stack(nn.ZeroPad2d((0, 2, 0, 2)), nn.MaxPool2d(3, stride=1)), 2),  # to one side only
         (Stack(nn.MaxPool2d(2), nn.Upsample(scale_factor=2), stride=2), 0),
         (Stack(nn.MaxPool2d(2), conv(1), nn.Upsample(scale_factor=2), stride=2), 2),
         (Stack(nn.MaxPool2d(4), conv(1), nn.Upsample(scale_factor=4), conv(1), stride=4), 8),
@@ -137,6 +136,31 @@ def conv(reach: int) -> nn.Module:
 )
 def test_other_networks(network, expected):
     assert context(network) == expected
+
+
+def test_halo_is_enough_at_its_own_phase():
+    """Padded before pooling, unpadded after: 3 px are enough in phase, but no window has 3.
+
+    Cells of 4 px. With a halo of 4 the core's neighbours lie in two cells more, of which the
+    padding can be seen; with 6 they do not.
+    """
+    layers = (conv(1), nn.MaxPool2d(4), nn.Upsample(scale_factor=4), nn.Conv2d(1, 1, 3))
+    torch.manual_seed(0)
+    network = Stack(*layers, stride=4, margin=1).double()
+    assert context(network) == 3
+    assert halo(network, 3) == 6
+
+    image = torch.rand(1, 1, 60, 60, dtype=torch.float64) + 1
+
+    def core(halo: int) -> Tensor:
+        """Outputs of pixels [20, 28) from a window, as in the halo's own whole image."""
+        with torch.no_grad():
+            return network(image[:, :, 20 - halo : 28 + halo, 20 - halo : 28 + halo])[
+                :, :, halo - 1 : halo + 7, halo - 1 : halo + 7
+            ]
+
+    assert torch.equal(core(6), core(6 + 8))
+    assert not torch.equal(core(4), core(4 + 8))
 
 
 class Mean(nn.Module):

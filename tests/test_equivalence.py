@@ -9,9 +9,12 @@ import zarr
 from scipy import ndimage
 
 import plain
-from fields import CORE, SMALL, labels_of, nuclei, run, table_of
+import segpipe
+import tifffile
+from fields import CORE, SIZES, SMALL, labels_of, nuclei, run, table_of, threshold_model
 from segpipe.components import to_byte
-from segpipe.models.modelfile import find_model, read_card
+from segpipe.models.modelfile import read_card
+from segpipe.settings import load_settings
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def test_serial_gives_the_plain_decode_of_its_probabilities(reference):
     probabilities = zarr.open_array(
         reference / ".segpipe" / "field.work" / "probabilities.zarr", mode="r"
     )[:]
-    decode = read_card(find_model("nuclei-fluorescence")).decode
+    decode = read_card(threshold_model()).decode
     expected = plain.instances(
         probabilities[0],
         probabilities[1],
@@ -61,6 +64,19 @@ def test_the_same_bytes_and_the_same_table(image, reference, tmp_path, settings)
     assert run(image, tmp_path, *settings).exit_code == 0
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
     assert table_of(tmp_path, "field").equals(table_of(reference, "field"))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_an_array_in_memory_gives_the_labels_of_the_file(tmp_path, dtype):
+    pixels = tifffile.imread(nuclei(tmp_path / "made.tif", (150, 300)))
+    pixels = (pixels // 40).clip(0, 255) if dtype == "uint8" else pixels
+    pixels = (pixels - 1000.5 if dtype == "float32" else pixels).astype(dtype)
+    pixels[:, :CORE] = pixels[0, 0]  # one tile says nothing about intensities
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    assert run(tmp_path / "a.tif", tmp_path / "out").exit_code == 0
+    labels = segpipe.segment(pixels, str(threshold_model()), load_settings(None, SIZES))
+    assert labels.max() > 5
+    np.testing.assert_array_equal(labels, labels_of(tmp_path / "out", "a"))
 
 
 def test_the_table_is_that_of_the_labels(reference):

@@ -61,6 +61,17 @@ run(Path({image!r}), Path({out!r}))
 """
 
 
+PAUSE = """
+import sys
+sys.path.insert(0, {tests!r})
+from fields import SIZES
+from segpipe.cli import main
+if __name__ == "__main__":
+    sets = [part for size in SIZES for part in ("-s", size)]
+    main(["predict", sys.argv[1], "-o", sys.argv[2], *sets, "--engine", "{engine}", "--workers", "2"])
+"""
+
+
 def records_of(out: Path) -> Counter:
     """How often each region of each pass was recorded."""
     found: Counter = Counter()
@@ -107,14 +118,16 @@ def test_the_whole_run_is_killed(image, reference, tmp_path, pass_name, number, 
     assert set(after.values()) == {1}, "a region was done twice"
 
 
-def test_a_worker_is_killed(image, reference, tmp_path):
+def test_a_worker_is_killed(image, tmp_path):
     """A worker dies in the middle of infer; the run goes on with another and gives the same bytes."""
-    sets = [part for size in SIZES for part in ("-s", size)]
+    slow = "infer.model=nuclei-fluorescence"
+    assert run(image, tmp_path / "whole", slow).exit_code == 0
+    sets = [part for size in (*SIZES, slow) for part in ("-s", size)]
     command = [
         "predict",
         str(image),
         "-o",
-        str(tmp_path),
+        str(tmp_path / "out"),
         *sets,
         "--engine",
         "local",
@@ -128,7 +141,7 @@ def test_a_worker_is_killed(image, reference, tmp_path):
     )
     killed = False
     while process.poll() is None:
-        done = Counter(pass_name for pass_name, _ in records_of(tmp_path))
+        done = Counter(pass_name for pass_name, _ in records_of(tmp_path / "out"))
         if done["infer"] >= 1 and not killed:
             workers = [
                 child
@@ -141,7 +154,8 @@ def test_a_worker_is_killed(image, reference, tmp_path):
     _, errors = process.communicate()
     assert killed
     assert process.returncode == 0, errors
-    np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+    whole = labels_of(tmp_path / "whole", "field")
+    np.testing.assert_array_equal(labels_of(tmp_path / "out", "field"), whole)
 
 
 def test_a_torn_shard_is_done_again_and_only_that(image, reference, tmp_path):
@@ -158,25 +172,27 @@ def test_a_torn_shard_is_done_again_and_only_that(image, reference, tmp_path):
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
 
 
-def test_sigterm_stops_and_says_how_to_go_on(image, reference, tmp_path):
-    sets = [part for size in SIZES for part in ("-s", size)]
+@pytest.mark.parametrize("engine", ["serial", "local"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_and_says_how_to_go_on(image, reference, tmp_path, engine, number):
+    script = PAUSE.format(tests=str(Path(__file__).parent), engine=engine)
     process = subprocess.Popen(
-        [sys.executable, "-m", "segpipe.cli", "predict", str(image), "-o", str(tmp_path), *sets]
-        + ["--engine", "serial"],
+        [sys.executable, "-c", script, str(image), str(tmp_path)],
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    while process.poll() is None:
-        if any(name == "infer" for name, _ in records_of(tmp_path)):
-            process.send_signal(signal.SIGTERM)
-            break
+    while not any(name == "infer" for name, _ in records_of(tmp_path)):
+        assert process.poll() is None
         time.sleep(0.01)
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do: the whole group
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "run the same command to go on" in errors
     assert "Traceback" not in errors
     assert run(image, tmp_path).exit_code == 0
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+    assert set(records_of(tmp_path).values()) == {1}
 
 
 def test_a_second_run_does_nothing_and_new_settings_redo_what_they_concern(image, tmp_path, caplog):

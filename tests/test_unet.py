@@ -117,7 +117,9 @@ def test_initial_weights_keep_the_variance():
             incoming = module.in_channels
         else:
             continue
-        assert float(module.weight.detach().std()) == pytest.approx(sqrt(2 / incoming), rel=0.3), name
+        assert float(module.weight.detach().std()) == pytest.approx(sqrt(2 / incoming), rel=0.3), (
+            name
+        )
         assert not module.bias.any()
     image = torch.randn(1, 1, 188, 188)
     assert 0.2 < float(network(image).detach().std()) < 5
@@ -132,7 +134,7 @@ def test_initial_weights_keep_the_variance():
         ({"depth": 40}, "depth is 40; expected an integer from 1 to 7"),
         ({"padding": "smae"}, "did you mean 'same'"),
         ({"norm": 3}, "norm is 3"),
-        ({"widht": 8}, "no parameter 'widht' .did you mean 'width'"),
+        ({"widht": 8}, "no parameter 'widht' \\(did you mean 'width'"),
     ],
 )
 def test_parameters_out_of_bounds_are_named(parameters, message):
@@ -141,5 +143,5 @@ def test_parameters_out_of_bounds_are_named(parameters, message):
 
 
 def test_unknown_architecture_is_named():
-    with pytest.raises(ModelError, match="'u-net' .did you mean 'unet'"):
+    with pytest.raises(ModelError, match=r"'u-net' \(did you mean 'unet'"):
         build_network("u-net", {}, 1, 2)

@@ -166,7 +166,7 @@ class LocalEngine:
         """The next task that ended, looking up now and then whether to stop."""
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
-                return ended.get(timeout=0.5)
+                return ended.get(timeout=0.05)
         raise Stopped("stopped")
 
 

@@ -68,9 +68,7 @@ class Box:
         """The common part; empty, and somewhere inside `other`'s range, when there is none."""
         y0 = min(max(self.y0, other.y0), other.y1)
         x0 = min(max(self.x0, other.x0), other.x1)
-        return Box(
-            y0, x0, max(y0, min(self.y1, other.y1)), max(x0, min(self.x1, other.x1))
-        )
+        return Box(y0, x0, max(y0, min(self.y1, other.y1)), max(x0, min(self.x1, other.x1)))
 
     def contains(self, other: Box) -> bool:
         """Whether every pixel of `other` is in this box."""
@@ -167,9 +165,7 @@ class Lattice:
         if not (0 <= row < rows and 0 <= column < columns):
             raise IndexError(f"cell {index} of a lattice of {self.count}")
         y, x = row * self.cell[0], column * self.cell[1]
-        box = Box(
-            y, x, min(y + self.cell[0], self.shape[0]), min(x + self.cell[1], self.shape[1])
-        )
+        box = Box(y, x, min(y + self.cell[0], self.shape[0]), min(x + self.cell[1], self.shape[1]))
         return Region(index, box)
 
     def named(self, name: str) -> Region:

@@ -30,6 +30,9 @@ VERSION = {"tile": 1, "infer": 1, "stitch": 1, "measure": 1}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
+LOGGED_FAILURES = 3
+
+
 class Progress(Protocol):
     """Told what is done."""
 
@@ -137,19 +140,7 @@ class Image:
     @property
     def decode(self) -> Decode:
         """Thresholds as bytes: from the settings, else from the model's card."""
-        stitch, card = self.settings.stitch, self.model.card.decode
-
-        def chosen(key: str) -> Any:
-            value = getattr(stitch, key)
-            return getattr(card, key) if value is None else value
-
-        return Decode(
-            max(1, to_byte(chosen("foreground"))),
-            tuple(to_byte(level) for level in chosen("interior")),
-            chosen("min_area"),
-            tuple(to_byte(level) for level in chosen("growth_levels")),
-            chosen("growth_steps"),
-        )
+        return decode_of(self.settings, self.model.card)
 
     def manifest_path(self, stage: str) -> Path:
         """Where the stage's manifest is written, last of all."""
@@ -313,7 +304,10 @@ class StageRun:
         return records.read()
 
     def _fail(self, pass_name: str, region: str, box: Box, error: str) -> None:
-        log.error("%s: %s: region %s %s: %s", self.image.name, self.stage, region, box, error)
+        if len(self.failed) < LOGGED_FAILURES:
+            log.error("%s: %s: region %s %s: %s", self.image.name, self.stage, region, box, error)
+        elif len(self.failed) == LOGGED_FAILURES:
+            log.error("%s: %s: more regions fail; all are in run.json", self.image.name, self.stage)
         self.failed.append(
             {
                 "pass": pass_name,
@@ -349,6 +343,28 @@ class StageRun:
             pixels / 1e6 / max(seconds, 1e-9),
         )
         return manifest
+
+
+def decode_of(settings: Settings, card: ModelCard) -> Decode:
+    """Thresholds as bytes: from the settings, else from the model's card."""
+
+    def chosen(key: str) -> Any:
+        value = getattr(settings.stitch, key)
+        return getattr(card.decode, key) if value is None else value
+
+    return Decode(
+        max(1, to_byte(chosen("foreground"))),
+        tuple(to_byte(level) for level in chosen("interior")),
+        chosen("min_area"),
+        tuple(to_byte(level) for level in chosen("growth_levels")),
+        chosen("growth_steps"),
+    )
+
+
+def intensity_range(low: float, high: float, top: float) -> tuple[float, float]:
+    """What becomes 0 and 1: where both percentiles coincide (almost all of the image is
+    background) the maximum is the high one, so that a few objects are not lost."""
+    return low, high if high > low else top
 
 
 def work_folder(out: Path, name: str) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from segpipe.compute import Engine
 from segpipe.errors import SegpipeError
 from segpipe.export import parquet, preview
+from segpipe.export.drawing import contrast
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import ROW, bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
@@ -26,13 +27,11 @@ from segpipe.stages.image import (
 )
 from segpipe.stages.stitch import probabilities_in
 from segpipe.stages.tile import pyramid_level, ranges_of
-from segpipe.store import LABEL_GROUP, halve_nearest, open_array, read_box
+from segpipe.store import LABEL_GROUP, halve_nearest, read_box
 
 Array = np.ndarray[Any, np.dtype[Any]]
-DETAIL = 512
-"""Pixels of the preview's full-resolution detail."""
-OVERVIEW = 1024
-"""Pixels at most of the pyramid level that the overview is drawn from."""
+NEIGHBOURHOOD = 256
+"""Pixels a side of the squares in which objects are counted to find the preview's detail."""
 
 
 def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
@@ -83,7 +82,7 @@ def _write_table(
     bands = bands_of_rows(
         first_ids, [functools.partial(rows_of, row) for row in range(lattice.count[0])]
     )
-    cells = tuple(-(-size // (DETAIL // 2)) for size in image.layout.plane)
+    cells = tuple(-(-size // NEIGHBOURHOOD) for size in image.layout.plane)
     density = np.zeros(cells, np.int64)
     written = 0
     with parquet.TableWriter(table_path(image), _metadata(image)) as writer:
@@ -92,14 +91,14 @@ def _write_table(
             writer.write(columns)
             written += len(rows)
             y, x = (columns[key].astype(np.int64) for key in ("centroid_y_px", "centroid_x_px"))
-            np.add.at(density, (y // (DETAIL // 2), x // (DETAIL // 2)), 1)
+            np.add.at(density, (y // NEIGHBOURHOOD, x // NEIGHBOURHOOD), 1)
     if written != before.facts["objects"] and not (run.failed or before.failed):
         raise SegpipeError(
             f"{image.name}: {before.facts['objects']} objects were numbered, {written} are in the "
             f"labels; {image.zarr} was changed by others; run again with --restart"
         )
     row, column = np.unravel_index(int(density.argmax()), density.shape)
-    return int(row) * (DETAIL // 2) + DETAIL // 4, int(column) * (DETAIL // 2) + DETAIL // 4
+    return int(row) * NEIGHBOURHOOD + NEIGHBOURHOOD // 2, int(column) * NEIGHBOURHOOD + NEIGHBOURHOOD // 2
 
 
 def _metadata(image: Image) -> dict[str, str]:
@@ -115,51 +114,41 @@ def _metadata(image: Image) -> dict[str, str]:
 
 
 def _write_preview(image: Image, before: Manifest, busiest: tuple[int, int]) -> None:
+    """The whole image from the pyramid, and a detail around the pixel with most objects."""
     tiled = current_manifest(image, "tile")
     assert tiled is not None  # noqa: S101 - its successor is current
     layout = image.layout
     if layout.rgb:
         channels: tuple[int, ...] = (0, 1, 2)
-        top = 255.0 if layout.dtype == "uint8" else 65535.0 if layout.dtype == "uint16" else 1.0
+        top = {"uint8": 255.0, "uint16": 65535.0}.get(layout.dtype, 1.0)
         ranges = [(0.0, top)] * 3
     else:
-        channels, ranges = layout.channels[:3], ranges_of(tiled)[:3]
-    levels = image.label_grid.levels
-    level = next(
-        n for n, shape in enumerate(levels) if max(shape) <= OVERVIEW or n + 1 == len(levels)
-    )
+        channels, ranges = layout.channels, ranges_of(tiled)
+    plan = preview.Plan.of(layout.plane)
+    level = min(plan.step.bit_length(), len(image.grid.levels)) - 1
 
-    def drawn(number: int, box: Box) -> tuple[Array, Array]:
+    def view(number: int, box: Box) -> preview.View:
+        """Part of a level; the box is in that level's pixels."""
         pixels = read_box(image.zarr / str(number), box, channels)
         labels = read_box(image.zarr / LABEL_GROUP / str(number), box)
-        return preview.contrast(pixels, ranges, rgb=layout.rgb), labels
+        full = Box(*(value << number for value in (box.y0, box.x0, box.y1, box.x1)))
+        shown = full.intersect(Box(0, 0, *layout.plane))
+        return preview.View(contrast(pixels, ranges, layout.rgb), labels, shown)
 
-    height, width = layout.plane
-    y0, x0 = (
-        max(0, min(centre - DETAIL // 2, size - DETAIL))
-        for centre, size in zip(busiest, (height, width), strict=True)
+    corner = (
+        max(0, min(centre - length // 2, size - length))
+        for centre, length, size in zip(busiest, plan.detail, layout.plane, strict=True)
     )
-    detail = Box(y0, x0, min(y0 + DETAIL, height), min(x0 + DETAIL, width))
-    whole = Box(0, 0, *open_array(image.zarr / str(level)).shape[-2:])
-    display, labels = drawn(level, whole)
-    close_display, close_labels = drawn(0, detail)
-    size = layout.pixel_size_um
-    facts = [
-        f"{before.facts['objects']:,} objects",
-        f"{width:,} x {height:,} px",
-        "pixel size not known" if size is None else f"{size:.4g} um per pixel",
-        f"model {image.model.card.name}",
-    ]
     failed = (*tiled.failed, *before.failed)
-    if failed:
-        facts.append(f"{len(failed)} regions failed")
+    caption = preview.Caption(
+        image.name,
+        before.facts["objects"],
+        layout.pixel_size_um,
+        [f"model {image.model.card.name}"] + ([f"{len(failed)} REGIONS FAILED"] if failed else []),
+    )
     picture = preview.compose(
-        preview.draw_overview(display, labels, 2**level),
-        preview.draw_overview(close_display, close_labels, 1),
-        title=image.name,
-        facts=facts,
-        detail_box=Box(*(value >> level for value in (detail.y0, detail.x0, detail.y1, detail.x1))),
-        overview_um_per_px=None if size is None else size * 2**level,
-        detail_um_per_px=size,
+        view(level, Box(0, 0, *image.grid.levels[level])),
+        view(0, Box(0, 0, *plan.detail).shift(*corner)),
+        caption,
     )
     preview.write_png(preview_path(image), picture)

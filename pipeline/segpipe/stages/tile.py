@@ -13,11 +13,20 @@ import numpy as np
 
 from segpipe import percentiles
 from segpipe.compute import Engine
+from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, TileGrid
 from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
 from segpipe.slide import Slide, open_slide
-from segpipe.stages.image import Image, Manifest, Pass, Progress, StageRun, remove
+from segpipe.stages.image import (
+    Image,
+    Manifest,
+    Pass,
+    Progress,
+    StageRun,
+    intensity_range,
+    remove,
+)
 from segpipe.store import create_image, halve_mean, open_array, read_box, set_contrast, write_shard
 
 log = logging.getLogger(__name__)
@@ -27,7 +36,13 @@ Range = tuple[float, float]
 
 
 def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
-    """Copy the image tile by tile, make its pyramid, and find its normalisation."""
+    """Copy the image region by region, make its pyramid, and find its normalisation.
+
+    Raises
+    ------
+    InputError
+        When no region can be read.
+    """
     run = StageRun(image, "tile", engine, progress)
     lattice = Lattice(image.layout.plane, image.grid.shard)
     copied = run.over(
@@ -38,6 +53,8 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
         array=image.zarr / "0",
         counts=True,
     )
+    if not copied:
+        raise InputError(run.failed[0]["error"])
     statistics = _statistics(run, lattice, copied)
     for level in range(1, len(image.grid.levels)):
         pyramid_level(run, image.zarr, level, halve_mean)
@@ -66,10 +83,19 @@ def _create(image: Image) -> None:
     )
 
 
-@functools.lru_cache(maxsize=4)
-def _slide(source: Path, _fingerprint: str) -> Slide:
-    """The opened file, kept by each process for the regions to come."""
-    return open_slide(source)
+@functools.cache
+def _opened() -> dict[tuple[Path, str], Slide]:
+    """The file that this process has open, for the regions to come."""
+    return {}
+
+
+def _slide(source: Path, fingerprint: str) -> Slide:
+    opened = _opened()
+    if (source, fingerprint) not in opened:
+        while opened:
+            opened.popitem()[1].close()
+        opened[source, fingerprint] = open_slide(source)
+    return opened[source, fingerprint]
 
 
 def copy_region(work: Pass, name: str) -> dict[str, Any]:
@@ -152,7 +178,7 @@ def _statistics(run: StageRun, lattice: Lattice, copied: Mapping[str, Record]) -
 def _percentile_ranges(
     run: StageRun, lattice: Lattice, copied: Mapping[str, Record], percents: Range
 ) -> list[Range]:
-    """Exact percentiles; where they coincide (almost all is background) the maximum is the high one."""
+    """Exact percentiles of each channel."""
     image = run.image
     dtype = np.dtype(image.layout.dtype)
     records = run.records("tile")
@@ -185,7 +211,7 @@ def _percentile_ranges(
         low, high, top = (percentiles.value_of(key, dtype) for key, _ in row)
         if histogram.total == 0:
             low, high, top = 0.0, 0.0, 0.0
-        ranges.append((low, high if high > low else top))
+        ranges.append(intensity_range(low, high, top))
     return ranges
 
 

@@ -1,0 +1,113 @@
+"""Pixels and labels as colours: contrast, outlines, one colour per id. Pure functions on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+"""(height, width, 3) RGB."""
+
+_LARGE = 60  # pixels of an object that is outlined; smaller ones are filled
+_DUST = 4  # when half of the objects have fewer pixels than this, only their density is drawn
+
+_DENSITY = np.array((0, 210, 160), np.float32)
+_CHANNELS = np.array(
+    [(0, 1, 0), (1, 0, 1), (0, 0.6, 1), (1, 0.7, 0), (1, 0, 0), (0.6, 0.6, 0.6)], np.float32
+)
+# Hues that neither DAPI's grey nor the pinks and purples of H&E have.
+_PALETTE = np.array(
+    [
+        (255, 214, 10), (255, 149, 0), (48, 209, 88), (0, 225, 190), (64, 200, 255),
+        (50, 130, 255), (170, 230, 40), (255, 100, 60), (0, 190, 120), (120, 240, 220),
+    ],
+    np.uint8,
+)  # fmt: skip
+
+
+def contrast(
+    pixels: NDArray[Any], ranges: Sequence[tuple[float, float]], rgb: bool, gamma: float = 1.0
+) -> Picture:
+    """The image as it is shown: (h, w, 3) uint8.
+
+    Parameters
+    ----------
+    pixels
+        (C, h, w), any number type. NaN is shown as `low`.
+    ranges
+        (low, high) of each channel: what becomes dark and bright; beyond is clipped.
+    rgb
+        Whether the three channels are red, green and blue. Otherwise one channel is grey, and
+        several are added, each in a colour of its own.
+    gamma
+        Below 1 lifts the dark parts.
+    """
+    if len(ranges) != len(pixels) or (rgb and len(pixels) != 3):
+        raise ValueError(f"{len(pixels)} channels, {len(ranges)} ranges, rgb {rgb} do not match")
+    if rgb:
+        tints = np.eye(3, dtype=np.float32)
+    elif len(pixels) == 1:
+        tints = np.ones((1, 3), np.float32)
+    else:
+        tints = _CHANNELS[np.arange(len(pixels)) % len(_CHANNELS)]
+    light = np.zeros((*pixels.shape[1:], 3), np.float32)
+    for channel, (low, high), tint in zip(pixels, ranges, tints, strict=True):
+        span = high - low if high > low else np.inf
+        with np.errstate(invalid="ignore"):  # infinite over infinite
+            share = np.nan_to_num((channel.astype(np.float64) - low) / span, nan=0.0)
+        light += np.clip(share, 0, 1).astype(np.float32)[..., None] ** gamma * tint
+    return (np.clip(light, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def outline(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """(h, w): pixels of an object with a 4-neighbour that is not of it; the border is no edge."""
+    edge = np.zeros(labels.shape, np.bool_)
+    vertical, horizontal = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= vertical
+    edge[:-1] |= vertical
+    edge[:, 1:] |= horizontal
+    edge[:, :-1] |= horizontal
+    edge &= labels != 0
+    return edge
+
+
+def colours(ids: NDArray[Any]) -> Picture:
+    """(n, 3) uint8: the colour of each id, the same in every picture, readable on grey and H&E."""
+    mixed = np.asarray(ids).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    chosen: Picture = np.take(_PALETTE, (mixed >> np.uint64(33)) % np.uint64(len(_PALETTE)), axis=0)
+    return chosen
+
+
+def draw_outlines(display: Picture, labels: NDArray[Any], width: int = 1) -> Picture:
+    """A copy of `display` with the objects' outlines, `width` pixels wide, inside the objects."""
+    picture, rest = display.copy(), labels
+    for _ in range(width):
+        edge = outline(rest)
+        picture[edge] = colours(rest[edge])
+        rest = np.where(edge, 0, rest)
+    return picture
+
+
+def draw_overview(display: Picture, labels: NDArray[Any]) -> Picture:
+    """A copy of `display`, (h, w, 3), with the objects of `labels`, (h, w), as their size allows.
+
+    Outlines for those of 60 pixels or more, a translucent fill for smaller ones. When half of them
+    have fewer than 4 pixels, which a shrunken label image hits or misses by chance, one colour shows
+    how dense they are.
+    """
+    ids, inverse, areas = np.unique(labels, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(labels.shape)
+    counts = areas[ids != 0]
+    if counts.size and np.median(counts) < _DUST:
+        padded = np.pad(labels != 0, 1, mode="edge").astype(np.float32)
+        rows = padded[:-2] + padded[1:-1] + padded[2:]
+        share = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:])[..., None] * np.float32(0.5 / 9)
+        tinted: Picture = (display * (1 - share) + _DENSITY * share + 0.5).astype(np.uint8)
+        return tinted
+    small = (labels != 0) & (areas < _LARGE)[inverse]
+    picture = draw_outlines(display, np.where(small, 0, labels))
+    picture[small] = (picture[small] * 0.45 + colours(labels[small]) * 0.55 + 0.5).astype(np.uint8)
+    return picture

@@ -1,0 +1,62 @@
+"""The InstanceTable as Parquet, written batch by batch in flat memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segpipe.errors import SegpipeError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class TableWriter:
+    """Writes columns in batches; the file appears under its name when all is written.
+
+    Raises
+    ------
+    SegpipeError
+        When the file cannot be written.
+    """
+
+    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
+        self.path = path
+        self.metadata = dict(metadata)
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, columns: Mapping[str, Array]) -> None:
+        """Append rows; the first batch, which may be empty, decides the schema."""
+        table = pa.table(dict(columns))
+        if self._writer is None:
+            schema = table.schema.with_metadata(self.metadata)
+            try:
+                self._writer = pq.ParquetWriter(self._partial, schema, compression="zstd")
+            except OSError as error:
+                raise SegpipeError(
+                    f"cannot write {self.path}: {error.strerror or error}"
+                ) from error
+        self._writer.write_table(table.cast(self._writer.schema))
+
+    def __enter__(self) -> TableWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if kind is None:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink(missing_ok=True)

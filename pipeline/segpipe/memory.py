@@ -1,0 +1,106 @@
+"""`segment`: an image that fits into memory, through the same mathematics as `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from segpipe import percentiles
+from segpipe.components import label_region, merge_seams
+from segpipe.errors import InputError, SettingsError
+from segpipe.geometry import Box, Lattice, TileGrid
+from segpipe.growth import grow
+from segpipe.inference import predict_region
+from segpipe.models.card import ModelCard
+from segpipe.models.modelfile import find_model
+from segpipe.segmenter import load_segmenter
+from segpipe.settings import Settings
+from segpipe.stages.image import decode_of, intensity_range
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def segment(
+    array: Array, model: str = "nuclei-fluorescence", settings: Settings | None = None
+) -> Array:
+    """Labels of the objects in an array: (Y, X) uint32, ids 1..N, 0 is background.
+
+    The same labels as `predict` writes for a file that holds this array.
+
+    Parameters
+    ----------
+    array
+        (Y, X) or (C, Y, X), uint8, uint16 or float32, with the channels that the model takes.
+    model
+        Name or path of a model file.
+    settings
+        As for `predict`; what concerns files, workers and pictures is not used.
+
+    Raises
+    ------
+    InputError
+        When the array has other axes, channels or numbers.
+    SettingsError, ModelError
+        As `predict`.
+    """
+    settings = settings or Settings()
+    infer = settings.infer
+    segmenter = load_segmenter(
+        find_model(model),
+        infer.device,
+        threads=infer.threads,
+        batch=infer.batch or 1,
+        memory_format=infer.memory_format,
+        precision=infer.precision,
+    )
+    pixels = array[np.newaxis] if array.ndim == 2 else array
+    if pixels.ndim != 3 or len(pixels) != segmenter.channels or pixels.size == 0:
+        raise InputError(
+            f"an array of shape {array.shape}; model {segmenter.card.name} takes (Y, X) or (C, Y, X) "
+            f"with {segmenter.channels} channels"
+        )
+    if pixels.dtype not in (np.uint8, np.uint16, np.float32):
+        raise InputError(f"an array of {pixels.dtype}; expected uint8, uint16 or float32")
+    if "foreground" not in segmenter.outputs:
+        raise SettingsError(f"model {segmenter.card.name} has no foreground to make instances of")
+    shape = pixels.shape[1], pixels.shape[2]
+    box = Box(0, 0, *shape)
+    grid = TileGrid(shape, settings.tile.core, segmenter.halo, segmenter.stride)
+    ranges = find_ranges(pixels, grid, segmenter.card, settings)
+    constant = all(low == high for low, high in ranges)
+    probabilities = predict_region(
+        pixels, box, grid, box, ranges, segmenter, (lambda _: True) if constant else None
+    )
+    outputs = segmenter.outputs
+    foreground = probabilities[outputs.index("foreground")]
+    interior = probabilities[outputs.index("interior")] if "interior" in outputs else foreground
+    decode = decode_of(settings, segmenter.card)
+    lattice = Lattice(shape, shape)
+    found = label_region(decode.seed_levels(foreground, interior), lattice[0, 0], lattice, decode)
+    band = next(merge_seams(lattice, lambda _: found.seams, lambda _: found.anchors, decode))
+    steps = (decode.growth_steps,) * (len(decode.growth) - 1) + (-1,)
+    return grow(band.ids[0][found.slots], decode.growth_levels(foreground, interior), steps)
+
+
+def find_ranges(
+    pixels: Array, grid: TileGrid, card: ModelCard, settings: Settings
+) -> Sequence[tuple[float, float]]:
+    """The intensities that become 0 and 1, per channel, as the stage `tile` finds them."""
+    rule, chosen = card.normalisation, settings.infer.normalise
+    if chosen is not None or rule.kind == "fixed":
+        return [chosen or (rule.low, rule.high)] * len(pixels)
+    tiles = [pixels[(slice(None), *tile.keep.slices)] for tile in grid]
+    occupied = [tile for tile in tiles if percentiles.is_occupied(tile)]
+    ranges = []
+    for channel in range(len(pixels)):
+        parts = [percentiles.keys_of(tile[channel]) for tile in occupied]
+        keys = np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.uint32)
+        values = [
+            percentiles.value_of(int(keys[percentiles.rank(q, len(keys)) - 1]), pixels.dtype)
+            for q in (rule.low, rule.high, 100.0)
+            if len(keys)
+        ]
+        ranges.append(intensity_range(*values) if values else (0.0, 0.0))
+    return ranges

@@ -1,0 +1,232 @@
+"""The model file: safetensors with float32 weights, and the card as JSON in its header.
+
+A model file may come from anywhere and is hostile until checked (`segpipe.models.tensors`): tensor
+names and shapes are compared with those of the architecture before anything is built, and nothing
+in it is executed. A pickle is read only by `import_model`, as weights only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segpipe.errors import ModelError
+from segpipe.models.card import ModelCard, nearest, parse_card, parse_card_json
+from segpipe.models.tensors import (
+    check_shapes,
+    read_header,
+    read_shapes,
+    read_tensors,
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from segpipe.models.context import ModelGeometry
+    from segpipe.models.network import Network
+
+__all__ = [
+    "ModelCard",
+    "find_model",
+    "import_model",
+    "list_models",
+    "load_model",
+    "model_geometry",
+    "model_hash",
+    "read_card",
+    "write_model",
+]
+
+SUFFIX = ".safetensors"
+WEIGHTS = Path(__file__).parent / "weights"
+"""The models that come with segpipe."""
+FOLDER_VARIABLE = "SEGPIPE_MODELS"
+"""Environment variable that names a folder of the user's models."""
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card of a model file; reads only its header, and does not need torch.
+
+    Raises
+    ------
+    ModelError
+        When the file cannot be read, is no model file, or its card is not valid.
+    """
+    metadata = read_header(path).get("__metadata__")
+    text = metadata.get("card") if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise ModelError(
+            f"{path}: no model card in its header; bring it in with 'segpipe models import'"
+        )
+    return parse_card_json(text, str(path))
+
+
+def load_model(path: Path) -> tuple[Network, ModelCard]:
+    """The network of a model file, on CPU in eval mode, and its card.
+
+    Raises
+    ------
+    ModelError
+        As `read_card`, and when tensors are missing, unexpected, or of another shape or type than
+        the card's architecture has, or hold NaN.
+    """
+    import torch
+
+    from segpipe.models.network import build_network, describe_tensors
+
+    card = read_card(path)
+    expected = describe_tensors(*card.network_arguments)
+    check_shapes(read_shapes(path), expected, str(path))
+    tensors = read_tensors(path)
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(f"{path}: tensor {key} holds NaN or infinity")
+    with torch.device("meta"):
+        network = build_network(*card.network_arguments)
+    network.load_state_dict(tensors, assign=True)
+    return network.eval(), card
+
+
+def write_model(path: Path, network: Network, card: ModelCard) -> None:
+    """Write a model file, all of it or nothing: a file of that name is replaced at the end.
+
+    The same network and card give the same bytes.
+
+    Raises
+    ------
+    ModelError
+        When the network is not that of the card, or the file cannot be written.
+    """
+    import safetensors.torch
+    import torch
+
+    from segpipe.models.network import describe_tensors
+
+    tensors = {
+        key: tensor.detach().to("cpu", torch.float32).contiguous()
+        for key, tensor in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    check_shapes(shapes, describe_tensors(*card.network_arguments), str(path))
+    data = safetensors.torch.save(tensors, metadata={"card": card.model_dump_json()})
+    write_atomically(path, data)
+
+
+def model_geometry(card: ModelCard) -> ModelGeometry:
+    """Context, halo, stride, margin and exactness of the card's network.
+
+    Measured on its narrow twin, so it costs no more for a large model; see
+    `segpipe.models.context`.
+
+    Raises
+    ------
+    ModelError
+        When the architecture is none, or its parameters are out of bounds.
+    """
+    from segpipe.models.context import measure_geometry
+    from segpipe.models.network import build_twin
+
+    return measure_geometry(build_twin(*card.network_arguments))
+
+
+def model_hash(path: Path) -> str:
+    """First 16 hexadecimal digits of the file's SHA-256: the model's identity in records.
+
+    Raises
+    ------
+    ModelError
+        When the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def list_models() -> list[Path]:
+    """The files of the models that `find_model` knows by name, sorted by name (their stem).
+
+    Those of the folder that the environment variable SEGPIPE_MODELS names go before those that
+    come with segpipe, where the names are the same.
+
+    Raises
+    ------
+    ModelError
+        When SEGPIPE_MODELS names no folder.
+    """
+    models = {path.stem: path for path in WEIGHTS.glob(f"*{SUFFIX}")}
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder:
+        if not Path(folder).is_dir():
+            raise ModelError(f"{FOLDER_VARIABLE} is {folder!r}, which is not a folder")
+        models |= {path.stem: path for path in Path(folder).glob(f"*{SUFFIX}")}
+    return [models[name] for name in sorted(models)]
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The file of a model given by name or by path.
+
+    What ends in .safetensors or has a folder in it is a path; all else is a name.
+
+    Raises
+    ------
+    ModelError
+        When there is none: lists the known, and the nearest.
+    """
+    path = Path(name_or_path)
+    if path.suffix == SUFFIX or len(path.parts) > 1:
+        if not path.is_file():
+            raise ModelError(f"{path}: no such model file")
+        return path
+    models = {model.stem: model for model in list_models()}
+    name = str(name_or_path)
+    if name not in models:
+        raise ModelError(
+            f"no model {name!r}{nearest(name, models)}; known are {', '.join(models) or 'none'}, "
+            f"a path to a {SUFFIX} file, or the files in the folder {FOLDER_VARIABLE} names"
+        )
+    return models[name]
+
+
+def import_model(source: Path, destination: Path, card_fields: Mapping[str, Any]) -> ModelCard:
+    """Turn foreign weights into a model file at `destination`; the card that it got.
+
+    Parameters
+    ----------
+    source
+        A .safetensors file, with or without a card (ours, or one with the flat keys that
+        `segpipe.models.foreign` lists), or a .pt or .pth file with a state dict, of which nothing
+        but tensors is read (`torch.load(weights_only=True)`).
+    card_fields
+        Keys of the card; they go before those of the source's own.
+
+    Raises
+    ------
+    ModelError
+        When the source cannot be read, a key of the card is missing or wrong, or the tensors are
+        not exactly those of the architecture.
+    """
+    import torch
+
+    from segpipe.models.foreign import read_card_fields, read_state_dict
+    from segpipe.models.network import build_network, describe_tensors
+
+    is_safetensors = source.suffix == SUFFIX
+    fields = read_card_fields(read_header(source)) if is_safetensors else {}
+    card = parse_card({**fields, **card_fields}, str(source))
+    tensors = read_tensors(source) if is_safetensors else read_state_dict(source)
+    tensors = {
+        key: tensor.to(torch.float32)
+        for key, tensor in tensors.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    check_shapes(shapes, describe_tensors(*card.network_arguments), str(source))
+    network = build_network(*card.network_arguments)
+    network.load_state_dict(tensors)
+    write_model(destination, network, card)
+    return card

@@ -1,0 +1,294 @@
+"""Images as people have them: `open_slide` gives a Slide, whatever the format.
+
+    TIFF  stripped, tiled, Big, OME, ImageJ, SVS, NDPI, SCN, QPTIFF   slide_tiff      lazy
+    PNG, JPEG                                                          slide_picture   decoded once
+    OME-Zarr 0.4, 0.5                                                  omezarr_input   lazy
+
+A Slide is one plane: (C, Y, X). What would have to be chosen silently (a z plane, a time point, a
+scene, pages without a stated meaning) is an InputError that names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.errors import InputError
+from segpipe.geometry import Box
+from segpipe.omezarr_input import is_zarr_folder, open_omezarr
+from segpipe.slide_picture import JPEG_MAGIC, PNG_MAGIC, open_picture
+from segpipe.slide_source import Source, printable, to_working, unusable, working_dtype
+from segpipe.slide_tiff import open_tiff
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".tif", ".tiff", ".btf", ".tf8", ".png", ".jpg", ".jpeg"),
+        *(".svs", ".ndpi", ".scn", ".qptiff"),
+    }
+)
+"""Suffixes, in lower case, of files that are images when a folder is searched. OME-Zarr folders are
+recognised by `is_zarr_folder`."""
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_LISTED_CHANNELS = 12
+
+
+class Slide:
+    """An opened image. `read` may be called by several threads at once; close it after use.
+
+    Attributes
+    ----------
+    path
+        The file, or the OME-Zarr folder.
+    shape
+        (C, Y, X) of the full-resolution level. Pixels lie as they are stored: an orientation tag
+        is not applied. Alpha is not a channel.
+    dtype
+        uint8, uint16 or float32. bool is read as uint8 of 0 and 255; other integers, float16 and
+        float64 as float32, and an integer that float32 cannot hold exactly is an InputError.
+    channel_names
+        From OME-XML, ImageJ's labels, QPTIFF or omero; else "0", "1", ...; of a colour image "red",
+        "green", "blue".
+    rgb
+        Whether the channels are the colours of a photograph.
+    pixel_size_um
+        Micrometres a pixel along y and x; None when nobody states it.
+    levels
+        (Y, X) of each level of the pyramid, the finest first. Only that one is read.
+    reader, compression
+        Who reads the file and how its pixels are stored, for people: `tifffile/svs`, `jpeg`.
+    """
+
+    def __init__(self, path: Path, source: Source) -> None:
+        header = source.header
+        self._source = source
+        self._closed = False
+        self.path = path
+        self.shape = header.shape
+        self.dtype = working_dtype(path, header.dtype)
+        self.channel_names = header.channel_names
+        self.rgb = header.rgb
+        self.pixel_size_um = header.pixel_size_um
+        self.levels = header.levels
+        self.reader = header.reader
+        self.compression = header.compression
+
+    def __repr__(self) -> str:
+        return f"Slide({printable(self.path.name)}, {self.shape}, {self.dtype})"
+
+    def read(self, box: Box, channels: Sequence[int] | None = None) -> NDArray[Any]:
+        """(channels, height, width) of the box at full resolution, in `dtype`; a new array.
+
+        Parameters
+        ----------
+        box
+            Inside the image.
+        channels
+            Numbers of channels in the order wanted; None gives all.
+
+        Raises
+        ------
+        InputError
+            When a part of the file that the box needs is missing or damaged, or holds a number
+            that `dtype` cannot.
+        ValueError, IndexError
+            When the slide is closed, the box is not inside the image, or there is no such channel.
+        """
+        if self._closed:
+            raise ValueError(f"{self!r} is closed")
+        if not Box(0, 0, *self.shape[1:]).contains(box):
+            raise ValueError(f"box {box} is not inside {self!r}")
+        wanted = tuple(range(self.shape[0])) if channels is None else tuple(channels)
+        if not all(0 <= channel < self.shape[0] for channel in wanted):
+            raise IndexError(f"channels {wanted} of {self!r}")
+        if not wanted or box.area == 0:
+            return np.empty((len(wanted), *box.shape), self.dtype)
+        pixels = self._source.read(box, wanted)
+        try:
+            return to_working(pixels, self.dtype)
+        except ValueError as error:
+            raise unusable(
+                self.path, f"has {error} in {box}", "convert it to uint16 or float32"
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the file and of what was decoded; may be called again."""
+        self._closed = True
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_slide(path: Path) -> Slide:
+    """The image in a file or OME-Zarr folder; what it is follows from its content, not its name.
+
+    Raises
+    ------
+    InputError
+        In one line: the name, what is wrong, what to do.
+    """
+    source = _open_source(path)
+    try:
+        return Slide(path, source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _open_source(path: Path) -> Source:
+    try:
+        if is_zarr_folder(path):
+            return open_omezarr(path)
+        if path.is_dir():
+            raise unusable(path, "is a folder and no OME-Zarr image", "give a file")
+        if path.exists() and not path.is_file():
+            raise unusable(path, "is not a regular file", "give a file")
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start.startswith(_TIFF_MAGIC):
+            return open_tiff(path)
+        if start.startswith((PNG_MAGIC, JPEG_MAGIC)):
+            return open_picture(path)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unopened(path, error) from error
+    if not start:
+        raise unusable(path, "is empty (0 bytes)", "copy or export it again")
+    raise unusable(
+        path,
+        "is not an image that segpipe reads (TIFF, PNG, JPEG, OME-Zarr)",
+        "convert it to OME-TIFF",
+    )
+
+
+def _unopened(path: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return unusable(path, f"cannot be opened ({printable(reason)})", "check its path and rights")
+
+
+def select_channels(
+    slide: Slide, wanted: Sequence[str | int] | None, needed: int
+) -> tuple[int, ...]:
+    """Numbers of the channels that a model of `needed` channels reads, in its order.
+
+    Parameters
+    ----------
+    wanted
+        Names or 0-based numbers, as `--channel` gives them. A name is matched first as it is, then
+        regardless of case; a string that is no name and has only digits is a number. None takes
+        all channels if there are as many as needed.
+
+    Raises
+    ------
+    InputError
+        When the channels do not fit the model, or one does not exist or is named twice over.
+    """
+    count = slide.shape[0]
+    if wanted is not None:
+        names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        chosen = tuple(_find_channel(slide, name) for name in names)
+        if len(chosen) == needed:
+            return chosen
+        what = f"the model reads {_channels(needed)} and --channel gives {len(chosen)}"
+        raise unusable(slide.path, what, f"give --channel {needed} of {_listed(slide)}")
+    if count == needed:
+        return tuple(range(count))
+    kind = "an RGB image" if slide.rgb else f"an image of {_channels(count)}"
+    what = f"is {kind}, and the model reads {_channels(needed)}"
+    if needed < count:
+        times = "" if needed == 1 else f" {needed} times"
+        raise unusable(slide.path, what, f"pick from {_listed(slide)} with --channel{times}")
+    raise unusable(slide.path, what, f"choose a model of {_channels(count)} with -m")
+
+
+def _find_channel(slide: Slide, wanted: str | int) -> int:
+    names = slide.channel_names
+    text = str(wanted)
+    if isinstance(wanted, str):
+        exact = [number for number, name in enumerate(names) if name == text]
+        alike = [number for number, name in enumerate(names) if name.lower() == text.lower()]
+        found = exact or alike
+        if len(found) == 1:
+            return found[0]
+        if found:
+            what = f"has {len(found)} channels named {printable(text)}"
+            raise unusable(slide.path, what, f"give the number of one of {_listed(slide)}")
+    if text.isdecimal() and len(text) < 10 and int(text) < len(names):
+        return int(text)
+    near = difflib.get_close_matches(text.lower(), [name.lower() for name in names], 1, 0.5)
+    meant = [name for name in names if near and name.lower() == near[0]]
+    hint = f"did you mean {printable(meant[0])}? " if meant else ""
+    raise unusable(
+        slide.path, f"has no channel {printable(text)}", f"{hint}it has {_listed(slide)}"
+    )
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
+
+
+def _listed(slide: Slide) -> str:
+    listed = [
+        str(number) if name == str(number) else f"{number} ({printable(name, 40)})"
+        for number, name in enumerate(slide.channel_names[:_LISTED_CHANNELS])
+    ]
+    more = len(slide.channel_names) - len(listed)
+    return ", ".join(listed) + (f" and {more} more" if more else "")
+
+
+def input_fingerprint(path: Path) -> str:
+    """16 hexadecimal digits that change when the input does; the path is not part of it.
+
+    Of a file: size and time of change. Of a folder: those of every file in it, with the path
+    inside the folder.
+
+    Raises
+    ------
+    InputError
+        When it does not exist or cannot be listed.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        for inside, status in sorted(_files(path)):
+            digest.update(f"{inside}\0{status}\0".encode(errors="surrogateescape"))
+    except OSError as error:
+        raise _unopened(path, error) from error
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> list[tuple[str, str]]:
+    if not path.is_dir():
+        return [("", _status(path.stat()))]
+    found: list[tuple[str, str]] = []
+    folders = [path]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                else:
+                    inside = Path(entry.path).relative_to(path).as_posix()
+                    found.append((inside, _status(entry.stat())))
+    return found
+
+
+def _status(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,199 @@
+"""What every reader of images states about a file, and the bounds that hold for all of them.
+
+A file header is hostile until it is checked: sizes are bounded before anything is decoded, and
+what a header says reaches a message only through `printable`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from segpipe.errors import InputError
+from segpipe.geometry import Box
+
+MAX_SIDE = 2**31 - 1
+MAX_PIXELS = 2**42
+MAX_CHANNELS = 4096
+MAX_SEGMENT_BYTES = 2**31
+MAX_EXPANSION = 100_000
+"""Decoded bytes a byte of file: deflate reaches 1,032, a sparse tiled TIFF some 65,000."""
+
+SAME = 0.01
+"""Pixel sizes along y and x that differ by no more than this part are one pixel size."""
+
+EXACT_INTEGERS = 2**24
+"""float32 holds every integer up to this one."""
+
+UM_PER_UNIT = {
+    name: size
+    for size, names in (
+        (1e-4, ("angstrom", "å")),
+        (1e-3, ("nm", "nanometer", "nanometre")),
+        (1.0, ("um", "µm", "μm", "\\u00b5m", "micron", "microns", "micrometer", "micrometre")),
+        (1e3, ("mm", "millimeter", "millimetre")),
+        (1e4, ("cm", "centimeter", "centimetre")),
+        (1e6, ("m", "meter", "metre")),
+        (25_400.0, ("in", "inch")),
+    )
+    for name in names
+}
+"""Micrometres a unit, by its name in lower case."""
+
+_WORKING = {
+    "bool": np.uint8,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "float32": np.float32,
+    **dict.fromkeys(
+        ("int8", "int16", "uint32", "int32", "uint64", "int64", "float16", "float64"), np.float32
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image is, before a pixel is read.
+
+    `dtype` is that of the file, in native byte order; `shape` and `levels` count pixels.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    channel_names: tuple[str, ...]
+    rgb: bool
+    pixel_size_um: float | None
+    levels: tuple[tuple[int, int], ...]
+    reader: str
+    compression: str
+
+
+class Source(Protocol):
+    """An opened file of one format. `read` may be called by several threads at once."""
+
+    header: Header
+
+    def read(self, box: Box, channels: tuple[int, ...]) -> NDArray[Any]:
+        """(channels, height, width) in the file's dtype; box and channels have been checked."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+def printable(text: object, limit: int = 160) -> str:
+    r"""The text on one line: control characters escaped, the end cut off.
+
+    >>> printable("a\nb\x1b[2J")
+    'a\\nb\\x1b[2J'
+    """
+    escaped = "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in str(text)
+    )
+    return escaped if len(escaped) <= limit else f"{escaped[: limit - 3]}..."
+
+
+def unusable(path: Path, what: str, remedy: str) -> InputError:
+    """The error of one line that names the file, what is wrong with it and what to do."""
+    return InputError(f"{printable(path.name)}: {what}; {remedy}")
+
+
+def check_size(
+    path: Path, shape: tuple[int, int, int], itemsize: int, file_bytes: int | None
+) -> None:
+    """Bound what the header claims.
+
+    Raises
+    ------
+    InputError
+        When an axis is empty or above `MAX_SIDE`, when channels or pixels are above their bounds,
+        or when the decoded image is more than `MAX_EXPANSION` times the file (None: not asked).
+    """
+    channels, height, width = shape
+    if min(shape) < 1:
+        raise unusable(path, f"is an empty image ({height} x {width})", "write it again")
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise unusable(
+            path,
+            f"claims {height} x {width} pixels; {MAX_SIDE:,} a side and {MAX_PIXELS:,} are the most",
+            "cut it into smaller images",
+        )
+    if channels > MAX_CHANNELS:
+        raise unusable(
+            path,
+            f"claims {channels:,} channels, more than {MAX_CHANNELS:,}",
+            "save the channels that are needed",
+        )
+    decoded = channels * height * width * itemsize
+    if file_bytes is not None and decoded > MAX_EXPANSION * max(1, file_bytes):
+        raise unusable(
+            path,
+            f"claims {decoded:,} bytes of pixels in a file of {file_bytes:,}",
+            "copy or export it again if it should hold that much",
+        )
+
+
+def square_pixel_um(path: Path, y_um: float | None, x_um: float | None) -> float | None:
+    """Mean of both sides of a pixel in micrometres; None when one is not stated.
+
+    Raises
+    ------
+    InputError
+        When the sides differ by more than `SAME`: an object's shape and area would be wrong.
+    """
+    stated = [side for side in (y_um, x_um) if side is not None and 0 < side < math.inf]
+    if len(stated) < 2:
+        return None
+    if max(stated) > min(stated) * (1 + SAME):
+        raise unusable(
+            path,
+            f"has pixels of {stated[0]:.4g} x {stated[1]:.4g} um (y, x), which are not square",
+            "resample it to square pixels, or correct its pixel size",
+        )
+    return (stated[0] + stated[1]) / 2
+
+
+def working_dtype(path: Path, stored: DTypeLike) -> np.dtype[Any]:
+    """uint8, uint16 or float32: what `Slide.read` gives for a file of dtype `stored`.
+
+    Raises
+    ------
+    InputError
+        When pixels are complex numbers, records or text.
+    """
+    name = np.dtype(stored).name
+    if name not in _WORKING:
+        raise unusable(
+            path, f"has pixels of type {printable(name)}", "convert them to uint16 or float32"
+        )
+    return np.dtype(_WORKING[name])
+
+
+def to_working(pixels: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The pixels in their `working_dtype`: bool becomes 0 and 255, the others keep their values.
+
+    Raises
+    ------
+    ValueError
+        When an integer is above `EXACT_INTEGERS`, or a float64 above the range of float32.
+    """
+    if pixels.dtype == dtype:
+        return pixels
+    if pixels.dtype.kind == "b":
+        return np.asarray(pixels.astype(dtype) * dtype.type(255), dtype)
+    if pixels.dtype.kind in "iu" and pixels.dtype.itemsize > 2 and pixels.size:
+        extreme = max(int(pixels.max()), -int(pixels.min()))
+        if extreme > EXACT_INTEGERS:
+            raise ValueError(f"an integer of size {extreme:,}, which float32 cannot hold exactly")
+    with np.errstate(over="ignore"):
+        converted = pixels.astype(dtype)
+    if pixels.dtype == np.float64 and np.any(np.isinf(converted) & np.isfinite(pixels)):
+        raise ValueError("a number beyond the range of float32")
+    return converted

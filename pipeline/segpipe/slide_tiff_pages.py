@@ -1,0 +1,224 @@
+"""Where each channel of the slide lies in a TIFF.
+
+It turns tifffile's objects into offsets and lengths, so that the file that tifffile opened can be
+closed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.geometry import Lattice
+from segpipe.slide_source import MAX_SEGMENT_BYTES, Header, check_size, unusable
+from segpipe.slide_tiff_coding import (
+    MIN_IS_WHITE,
+    PALETTE,
+    RGB,
+    YCBCR,
+    check_coding,
+    palette,
+    sample_dtype,
+)
+from segpipe.slide_tiff_metadata import (
+    OmeImage,
+    channel_names,
+    imagej_labels,
+    pixel_size_um,
+    qptiff_name,
+)
+from segpipe.slide_tiff_series import check_axes, find_series
+
+_ALPHA = (1, 2)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Where the segments of one page are. `start` is set if its pixels lie there row by row."""
+
+    offsets: NDArray[np.int64]
+    byte_counts: NDArray[np.int64]
+    jpeg_tables: bytes | None
+    start: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the pixels are.
+
+    Channel k is sample `planes[k][1]` of page `planes[k][0]`. With `colours`, (3, 2^bits) uint8,
+    the only plane holds indices into it. `interleaved`: a segment holds the `samples` of a pixel
+    side by side; otherwise each sample has segments of its own.
+    """
+
+    keyframe: Any
+    pages: tuple[Page, ...]
+    planes: tuple[tuple[int, int], ...]
+    samples: int
+    interleaved: bool
+    grid: Lattice
+    byte_order: str
+    colours: NDArray[np.uint8] | None
+    inverted: bool
+
+
+def read_layout(path: Path, tiff: Any) -> tuple[Header, Layout]:
+    """Header and layout of the one image in a TIFF that tifffile has opened.
+
+    Raises
+    ------
+    InputError
+        When there is not exactly one image of known channels, or its pixels are of a kind that
+        would not be read right.
+    """
+    series, ome = find_series(path, tiff)
+    page = series.keyframe
+    check_size(
+        path,
+        (page.samplesperpixel, page.imagelength, page.imagewidth),
+        sample_dtype(path, page).itemsize,
+        path.stat().st_size,
+    )
+    check_axes(path, series)
+    pages = _pages(path, series)
+    stated = _stated_names(tiff, series, ome)
+    layout, rgb = _layout(path, tiff, page, pages, stated)
+    count, dtype = len(layout.planes), np.dtype(page.dtype).newbyteorder("=")
+    if layout.colours is not None:
+        count, dtype = 3, np.dtype(np.uint8)
+    shape = (count, page.imagelength, page.imagewidth)
+    check_size(path, shape, dtype.itemsize, path.stat().st_size)
+    levels = (level.keyframe for level in series.levels)
+    compression = getattr(page.compression, "name", str(page.compression)).lower()
+    header = Header(
+        shape=shape,
+        dtype=dtype,
+        channel_names=("red", "green", "blue") if rgb else channel_names(stated, count),
+        rgb=rgb,
+        pixel_size_um=pixel_size_um(path, tiff, page, ome),
+        levels=tuple((level.imagelength, level.imagewidth) for level in levels),
+        reader=f"tifffile/{series.kind}",
+        compression=compression,
+    )
+    return header, layout
+
+
+def _pages(path: Path, series: Any) -> tuple[Page, ...]:
+    page = series.keyframe
+    size = prod(page.shape)
+    count = prod(series.get_shape(False)) // size
+    if page.samplesperpixel > 1 and count > 1:
+        raise unusable(
+            path,
+            f"has {count} pages of {page.samplesperpixel} samples each",
+            "save the page to segment in a file of its own",
+        )
+    start = series.dataoffset
+    if start and page.is_final:
+        # Planes one after the other, of which ImageJ and tifffile may describe the first only.
+        empty = np.zeros(0, np.int64)
+        plane_bytes = size * page.dtype.itemsize
+        return tuple(Page(empty, empty, None, start + n * plane_bytes) for n in range(count))
+    listed = list(series)
+    if len(listed) != count or any(found is None for found in listed):
+        there = sum(found is not None for found in listed)
+        raise unusable(path, f"has {there} of its {count} planes", "copy or export it again")
+    pages = tuple(_page(path, page, found) for found in listed)
+    if not any(found.start or found.byte_counts.any() for found in pages):
+        raise unusable(
+            path, "holds no pixels; its writing was probably interrupted", "write it again"
+        )
+    return pages
+
+
+def _page(path: Path, keyframe: Any, found: Any) -> Page:
+    offsets = np.asarray(found.dataoffsets, np.int64)
+    byte_counts = np.asarray(found.databytecounts, np.int64)
+    if keyframe.is_final and offsets.size and offsets[0] > 0:
+        gaps = offsets[:-1] + byte_counts[: offsets.size - 1] - offsets[1:]
+        if offsets.size == 1 or not gaps.any():
+            return Page(offsets, byte_counts, None, int(offsets[0]))
+    expected = len(_grid(keyframe)) * (1 if _is_interleaved(keyframe) else keyframe.samplesperpixel)
+    if offsets.size != expected or byte_counts.size != expected:
+        raise unusable(
+            path,
+            f"lists {min(offsets.size, byte_counts.size)} of {expected} segments",
+            "copy or export it again",
+        )
+    return Page(offsets, byte_counts, found.jpegtables, None)
+
+
+def _grid(page: Any) -> Lattice:
+    cell = (
+        (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    )
+    return Lattice((page.imagelength, page.imagewidth), cell)
+
+
+def _is_interleaved(page: Any) -> bool:
+    return page.samplesperpixel == 1 or int(page.planarconfig) == 1
+
+
+def _is_inverted(tiff: Any, page: Any) -> bool:
+    # ImageJ writes the tag for a picture that is shown inverted, tifffile for any bool array.
+    return (
+        int(page.photometric) == MIN_IS_WHITE
+        and not tiff.is_imagej
+        and not (tiff.is_shaped and page.dtype.kind == "b")
+    )
+
+
+def _stated_names(tiff: Any, series: Any, ome: OmeImage | None) -> tuple[str, ...]:
+    if ome is not None:
+        return ome.names
+    if series.kind == "imagej":
+        return imagej_labels(tiff.imagej_metadata or {})
+    if series.kind == "qpi":
+        return tuple(qptiff_name(page.description) for page in series)
+    return ()
+
+
+def _layout(
+    path: Path, tiff: Any, page: Any, pages: tuple[Page, ...], stated: tuple[str, ...]
+) -> tuple[Layout, bool]:
+    """The layout, and whether its channels are red, green and blue."""
+    check_coding(path, page)
+    photometric, samples = int(page.photometric), page.samplesperpixel
+    extra = tuple(int(kind) for kind in page.extrasamples)[:samples]
+    alpha = {samples - len(extra) + n for n, kind in enumerate(extra) if kind in _ALPHA}
+    if len(stated) == samples > 1:
+        alpha = set()
+    planes = tuple(
+        (number, sample)
+        for number in range(len(pages))
+        for sample in range(samples)
+        if sample not in alpha
+    )
+    named = bool(stated) and len(stated) == len(planes)
+    rgb = photometric in (RGB, YCBCR) and len(pages) == 1 and len(planes) == 3 and not named
+    colours = None
+    if photometric == PALETTE and not (tiff.is_ome or tiff.is_imagej):
+        # In OME-TIFF and ImageJ a palette is how one channel is shown; elsewhere it is the colours.
+        colours = palette(path, page, len(planes))
+    layout = Layout(
+        keyframe=page,
+        pages=pages,
+        planes=planes,
+        samples=samples,
+        interleaved=_is_interleaved(page),
+        grid=_grid(page),
+        byte_order=tiff.byteorder,
+        colours=colours,
+        inverted=_is_inverted(tiff, page),
+    )
+    cell = layout.grid.cell
+    segment_bytes = prod(cell) * (samples if layout.interleaved else 1) * page.dtype.itemsize
+    if segment_bytes > MAX_SEGMENT_BYTES and any(found.start is None for found in pages):
+        what = f"has segments of {cell[0]} x {cell[1]} pixels ({segment_bytes:,} bytes decoded)"
+        raise unusable(path, what, "convert it to a tiled TIFF")
+    return layout, rgb or colours is not None

@@ -1,0 +1,93 @@
+"""Engines: the same outcomes, whatever does the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from segpipe.compute import LocalEngine, SerialEngine, default_workers, usable_cores
+from segpipe.errors import InputError, Stopped
+
+
+def double(job, region):
+    return {"value": job * 2, "region": region, "pid": os.getpid()}
+
+
+def fail_on_two(job, region):
+    with (Path(job) / region).open("a") as tries:
+        tries.write("x")
+    if region == "0_2":
+        raise InputError("bad\nregion")
+    return {}
+
+
+def wrong(job, region):
+    raise KeyError("a bug")
+
+
+def die_once(job, region):
+    mark = Path(job) / "died"
+    if region == "0_1" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+NAMES = [f"0_{number}" for number in range(9)]
+
+
+@pytest.fixture(scope="module")
+def local():
+    engine = LocalEngine(2, attempts=2)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["serial", "local"])
+def engine(request):
+    return SerialEngine(attempts=2) if request.param == "serial" else request.getfixturevalue("local")
+
+
+def test_every_region_once_with_its_facts(engine):
+    outcomes = list(engine.run(double, 21, NAMES))
+    assert sorted(outcome.region for outcome in outcomes) == NAMES
+    assert all(outcome.facts["value"] == 42 for outcome in outcomes)
+    here = {outcome.facts["pid"] for outcome in outcomes} == {os.getpid()}
+    assert here == isinstance(engine, SerialEngine)
+
+
+def test_a_bad_region_is_tried_again_then_given_up_and_the_others_are_done(engine, tmp_path):
+    outcomes = {one.region: one for one in engine.run(fail_on_two, str(tmp_path), NAMES)}
+    assert outcomes["0_2"].error == "bad\nregion" and outcomes["0_2"].facts is None
+    assert all(outcomes[name].error is None for name in NAMES if name != "0_2")
+    assert (tmp_path / "0_2").read_text() == "xx"
+    assert (tmp_path / "0_3").read_text() == "x"
+
+
+def test_a_bug_is_not_taken_for_bad_data(engine):
+    with pytest.raises(KeyError, match="a bug"):
+        list(engine.run(wrong, None, NAMES))
+
+
+def test_a_worker_that_dies_is_replaced(local, tmp_path):
+    outcomes = list(local.run(die_once, str(tmp_path), NAMES))
+    assert sorted(one.region for one in outcomes if one.error is None) == NAMES
+
+
+def test_stop_takes_no_more_regions():
+    engine = SerialEngine()
+    seen = []
+    with pytest.raises(Stopped):
+        for outcome in engine.run(double, 1, NAMES):
+            seen.append(outcome.region)
+            engine.stop()
+    assert seen == ["0_0"]
+
+
+def test_the_number_of_workers_follows_cores_and_memory():
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    assert default_workers(1) == usable_cores()
+    assert default_workers(10**18) == 1
