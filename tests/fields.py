@@ -75,7 +75,9 @@ SIZES = (
 
 def run(image: Path, out: Path, *settings: str, **more: object) -> RunResult:
     """`predict` with small sizes; later settings win."""
-    return predict([image], out, load_settings(None, [*SIZES, "engine.kind=serial", *settings]), **more)
+    return predict(
+        [image], out, load_settings(None, [*SIZES, "engine.kind=serial", *settings]), **more
+    )
 
 
 def labels_of(out: Path, name: str) -> np.ndarray:

@@ -48,7 +48,9 @@ def local():
 
 @pytest.fixture(params=["serial", "local"])
 def engine(request):
-    return SerialEngine(attempts=2) if request.param == "serial" else request.getfixturevalue("local")
+    return (
+        SerialEngine(attempts=2) if request.param == "serial" else request.getfixturevalue("local")
+    )
 
 
 def test_every_region_once_with_its_facts(engine):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import zarr
 from scipy import ndimage
 
 import plain
 import segpipe
-import tifffile
 from fields import CORE, SIZES, SMALL, labels_of, nuclei, run, table_of, threshold_model
 from segpipe.components import to_byte
 from segpipe.models.modelfile import read_card

@@ -7,11 +7,11 @@ import warnings
 import numpy as np
 import pytest
 import zarr
-from fields import labels_of, nuclei, run
 from hypothesis import given
 from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image, ImageLabel
 
+from fields import labels_of, nuclei, run
 from segpipe.errors import SegpipeError
 from segpipe.geometry import Box, Lattice
 from segpipe.records import Records, fingerprint
@@ -42,7 +42,9 @@ def test_ome_zarr_models_validates_image_and_labels(result):
     ours, theirs = (one.ome_attributes.multiscales[0].datasets for one in (image, label))
     assert len(ours) == len(theirs) > 2
     assert label.ome_attributes.image_label.source.image == "../../"
-    assert [axis.unit for axis in image.ome_attributes.multiscales[0].axes[1:]] == ["micrometer"] * 2
+    assert [axis.unit for axis in image.ome_attributes.multiscales[0].axes[1:]] == [
+        "micrometer"
+    ] * 2
     assert theirs[1].coordinateTransformations[0].scale == [1.0, 1.0]
 
 

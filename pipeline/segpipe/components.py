@@ -299,7 +299,7 @@ def merge_seams(
         When there are more objects than uint32 can number.
     """
     nodes, pairs, starts = _gather(lattice, seams_of)
-    anchor, group, is_seed, seed_of = _decide(nodes, pairs, decode)
+    anchor, is_seed, seed_of = _decide(nodes, pairs, decode)
     del pairs
     seam_seeds = np.flatnonzero(is_seed)
     seam_seeds = seam_seeds[np.argsort(anchor[seam_seeds])]
@@ -399,14 +399,14 @@ def _meeting(one: Array, other: Array) -> Array:
     return np.unique(np.stack([one[both], other[both]], axis=1), axis=0)
 
 
-def _decide(nodes: _Nodes, pairs: Array, decode: Decode) -> tuple[Array, Array, Array, Array]:
+def _decide(nodes: _Nodes, pairs: Array, decode: Decode) -> tuple[Array, Array, Array]:
     """Join what meets, and choose the seeds.
 
     Returns
     -------
-    anchor, group, is_seed, seed_of
-        Per joined component its anchor and whether it is a seed; per node its component (`group`),
-        and the component that is the seed at this node or above it in the tree, or -1.
+    anchor, is_seed, seed_of
+        Per joined component its anchor and whether it is a seed; per node the component that is the
+        seed at this node or that contains it, or -1.
     """
     count = len(nodes.level)
     one, other = pairs[:, 0], pairs[:, 1]
@@ -442,4 +442,4 @@ def _decide(nodes: _Nodes, pairs: Array, decode: Decode) -> tuple[Array, Array, 
     for level in reversed(range(len(decode.interior))):
         rest = np.flatnonzero((nodes.level == level) & (seed_of < 0))
         seed_of[rest] = seed_of[nodes.parent[rest]]
-    return anchor, group, is_seed, seed_of
+    return anchor, is_seed, seed_of

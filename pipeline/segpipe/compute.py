@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Task = Callable[[Any, str], dict[str, Any]]
 IN_FLIGHT_PER_WORKER = 2
+STOPPED = "stopped; run the same command to go on"
 BAD_DATA = (SegpipeError, OSError, MemoryError)
 """What a region may fail by without the program being wrong."""
 
@@ -73,7 +74,7 @@ class SerialEngine:
     def run(self, task: Task, job: Any, regions: Sequence[str]) -> Iterator[Outcome]:
         for region in regions:
             if self._stop.is_set():
-                raise Stopped("stopped")
+                raise Stopped(STOPPED)
             yield self._try(task, job, region)
 
     def _try(self, task: Task, job: Any, region: str) -> Outcome:
@@ -167,7 +168,7 @@ class LocalEngine:
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
                 return ended.get(timeout=0.05)
-        raise Stopped("stopped")
+        raise Stopped(STOPPED)
 
 
 def describe(error: BaseException | None) -> str:

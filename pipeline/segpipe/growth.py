@@ -136,12 +136,13 @@ def _is_moving(labels: Array, levels: Array, y0: int, x0: int, y1: int, x1: int)
     height, width = labels.shape
     for y in range(y0, y1):
         for x in range(x0, x1):
-            if levels[y, x] != OUTSIDE and labels[y, x] == 0:
-                if (
-                    (y > 0 and labels[y - 1, x] != 0)
-                    or (x > 0 and labels[y, x - 1] != 0)
-                    or (y < height - 1 and labels[y + 1, x] != 0)
-                    or (x < width - 1 and labels[y, x + 1] != 0)
-                ):
-                    return True
+            if levels[y, x] == OUTSIDE or labels[y, x] != 0:
+                continue
+            if (
+                (y > 0 and labels[y - 1, x] != 0)
+                or (x > 0 and labels[y, x - 1] != 0)
+                or (y < height - 1 and labels[y + 1, x] != 0)
+                or (x < width - 1 and labels[y, x + 1] != 0)
+            ):
+                return True
     return False

@@ -113,9 +113,7 @@ def load_model(name: str) -> Model:
     path = find_model(name)
     card = read_card(path)
     found = model_geometry(card)
-    return Model(
-        path, model_hash(path), card, found.context, found.halo, found.stride, found.exact
-    )
+    return Model(path, model_hash(path), card, found.context, found.halo, found.stride, found.exact)
 
 
 def _layout(slide: Slide, settings: Settings, model: Model) -> Layout:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segpipe.compute import Engine, SerialEngine, open_engine, usable_cores
+from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine, usable_cores
 from segpipe.errors import SegpipeError, SettingsError, Stopped
 from segpipe.inputs import Input, find_inputs
 from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare
@@ -341,7 +341,7 @@ def _stop_on_signals() -> Iterator[_Stop]:
     try:
         yield stop
         if stop.asked:
-            raise Stopped("stopped; run the same command to go on")
+            raise Stopped(STOPPED)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -302,7 +302,10 @@ def _omero(channels: Sequence[str], dtype: np.dtype[Any], rgb: bool) -> dict[str
         }
         for number, label in enumerate(channels)
     ]
-    return {"channels": described, "rdefs": {"model": "color" if len(channels) > 1 else "greyscale"}}
+    return {
+        "channels": described,
+        "rdefs": {"model": "color" if len(channels) > 1 else "greyscale"},
+    }
 
 
 def set_contrast(

@@ -98,4 +98,3 @@ def infer_region(work: Pass, name: str) -> dict[str, Any]:
     shard = write_shard(image.probabilities, region.box, probabilities)
     work.records.add(name, shard, made_by=segmenter.made_by)
     return {}
-

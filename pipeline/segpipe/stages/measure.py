@@ -98,7 +98,9 @@ def _write_table(
             f"labels; {image.zarr} was changed by others; run again with --restart"
         )
     row, column = np.unravel_index(int(density.argmax()), density.shape)
-    return int(row) * NEIGHBOURHOOD + NEIGHBOURHOOD // 2, int(column) * NEIGHBOURHOOD + NEIGHBOURHOOD // 2
+    return int(row) * NEIGHBOURHOOD + NEIGHBOURHOOD // 2, int(
+        column
+    ) * NEIGHBOURHOOD + NEIGHBOURHOOD // 2
 
 
 def _metadata(image: Image) -> dict[str, str]:
