@@ -1,4 +1,4 @@
-"""Geometry: cores partition the image; read, pad and crop are the identity."""
+"""Geometry: cores partition the image; read, mirror and crop are the identity."""
 
 from __future__ import annotations
 
@@ -31,12 +31,16 @@ def test_kept_cores_partition_the_image(grid):
 
 
 @given(grids())
-def test_read_pad_crop_is_the_identity_and_windows_have_one_shape_and_phase(grid):
+def test_read_mirror_crop_is_the_identity_and_windows_have_one_shape_and_phase(grid):
     image = np.arange(grid.shape[0] * grid.shape[1]).reshape(grid.shape)
+    far = grid.core + 2 * grid.halo
+    mirrored = np.pad(image, far, mode="reflect")
     for tile in grid:
-        window = np.pad(image[tile.read.slices], tile.pad, mode="constant", constant_values=-1)
+        window = mirrored[tile.window.shift(far, far).slices]
         assert window.shape == grid.window_shape == tile.window.shape
         np.testing.assert_array_equal(window[tile.crop.slices], image[tile.keep.slices])
+        rows, columns = np.unique(window // grid.shape[1]), np.unique(window % grid.shape[1])
+        assert tile.read == Box(rows[0], columns[0], rows[-1] + 1, columns[-1] + 1)
         assert tile.core.y0 % grid.stride == 0 and tile.core.x0 % grid.stride == 0
         assert tile.window.y0 == tile.core.y0 - grid.halo
 

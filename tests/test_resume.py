@@ -192,7 +192,8 @@ def test_a_signal_stops_and_says_how_to_go_on(image, reference, tmp_path, engine
     assert "Traceback" not in errors
     assert run(image, tmp_path).exit_code == 0
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
-    assert set(records_of(tmp_path).values()) == {1}
+    again = [key for key, times in records_of(tmp_path).items() if times > 1]
+    assert len(again) <= 2 * (engine == "local"), "only what was in flight may be done again"
 
 
 def test_a_second_run_does_nothing_and_new_settings_redo_what_they_concern(image, tmp_path, caplog):

@@ -22,17 +22,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segpipe import omezarr_input, slide_picture, slide_source, slide_tiff, slide_tiff_coding
 from segpipe.errors import InputError
 from segpipe.geometry import Box
 from segpipe.slide import (
     IMAGE_SUFFIXES,
     Slide,
     input_fingerprint,
+    omezarr,
     open_slide,
+    picture,
     select_channels,
+    source,
+    tiff,
+    tiff_coding,
 )
-from segpipe.slide_segments import SegmentCache, jpeg_size
+from segpipe.slide.segments import SegmentCache, jpeg_size
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -427,14 +431,14 @@ def test_jpeg_and_palette_pictures(tmp_path: Path) -> None:
 def test_a_picture_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, pixels = write_any(tmp_path, "png rgb uint8")
     with open_slide(path) as slide:
-        decode = slide_picture.PictureSource._decode_file
+        decode = picture.PictureSource._decode_file
         decoded = []
 
-        def count(source: slide_picture.PictureSource) -> Pixels:
+        def count(source: picture.PictureSource) -> Pixels:
             decoded.append(1)
             return decode(source)
 
-        monkeypatch.setattr(slide_picture.PictureSource, "_decode_file", count)
+        monkeypatch.setattr(picture.PictureSource, "_decode_file", count)
         for _ in range(3):
             np.testing.assert_array_equal(slide.read(Box(3, 4, 9, 20)), pixels[:, 3:9, 4:20])
         assert decoded == [1]
@@ -679,7 +683,7 @@ def test_zarr_states_names_and_pixel_size(tmp_path: Path) -> None:
             axis.pop("unit", None)
 
     pixels = noise(2, 20, 30, dtype="uint16")
-    for version in omezarr_input.VERSIONS:
+    for version in omezarr.VERSIONS:
         path = tmp_path / f"{version}.zarr"
         write_zarr(path, pixels, "cyx", version, add_omero)
         with open_slide(path) as slide:
@@ -749,13 +753,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Indices of the segments that are decoded from now on."""
     decoded: list[int] = []
-    decode = slide_tiff_coding.decode
+    decode = tiff_coding.decode
 
     def count(keyframe: Any, data: bytes, index: int, *more: Any) -> Pixels:
         decoded.append(index)
         return decode(keyframe, data, index, *more)
 
-    monkeypatch.setattr(slide_tiff, "decode", count)
+    monkeypatch.setattr(tiff, "decode", count)
     return decoded
 
 
@@ -1410,8 +1414,8 @@ def test_bounds_hold_for_any_reader(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     for shape in ((0, 1, 1), (1, 2**31, 1), (1, 2**22, 2**21), (5000, 2, 2)):
         with pytest.raises(InputError):
-            slide_source.check_size(path, shape, 1, None)
-    slide_source.check_size(path, (1, 2**21, 2**21), 1, None)
+            source.check_size(path, shape, 1, None)
+    source.check_size(path, (1, 2**21, 2**21), 1, None)
 
 
 # --- channels and fingerprints --------------------------------------------------------------

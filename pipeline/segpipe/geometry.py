@@ -5,11 +5,11 @@ One tile, whose core is kept and whose halo is read and thrown away:
 
         window
         +-----------------------+        window = core + halo on each side; constant shape,
-        |  halo                 |                 may overhang the image
-        |    +-------------+    |        read   = window inside the image
-        |    |    core     |    |        pad    = what the window lacks of it, per side
-        |    |             |    |        keep   = core inside the image: what is written
-        |    +-------------+    |        crop   = keep, seen from the window's corner
+        |  halo                 |                 may overhang the image, which is mirrored there
+        |    +-------------+    |        read   = pixels of the image that the window shows
+        |    |    core     |    |        keep   = core inside the image: what is written
+        |    |             |    |        crop   = keep, seen from the window's corner
+        |    +-------------+    |
         |                       |
         +-----------------------+
 
@@ -27,6 +27,25 @@ from segpipe.errors import SettingsError
 def ceil_to(value: int, step: int) -> int:
     """Smallest multiple of `step` that is at least `value`."""
     return -(-value // step) * step
+
+
+def mirror(position: int, size: int) -> int:
+    """Pixel of range(size) that a position shows: 2 1 |0 1 2 3| 2 1 0 1 ... (numpy's "reflect").
+
+    The edge pixel is not repeated, the mirror is, and a single pixel is constant.
+    """
+    if size == 1:
+        return 0
+    place = position % (2 * (size - 1))
+    return min(place, 2 * (size - 1) - place)
+
+
+def _mirrored_span(start: int, stop: int, size: int) -> tuple[int, int]:
+    """First and one past the last pixel of range(size) that positions [start, stop) show."""
+    if start >= 0 and stop <= size:
+        return start, stop
+    shown = [mirror(position, size) for position in range(start, stop)]
+    return min(shown), max(shown) + 1
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -97,17 +116,15 @@ class Tile:
 
     @property
     def read(self) -> Box:
-        """The part of the window that exists."""
-        return self.window.intersect(self.image)
+        """The pixels of the image that the window shows, mirrored beyond the border.
 
-    @property
-    def pad(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Pixels that the window has beyond `read`: ((above, below), (left, right))."""
-        read, window = self.read, self.window
-        return (
-            (read.y0 - window.y0, window.y1 - read.y1),
-            (read.x0 - window.x0, window.x1 - read.x1),
-        )
+        Not the window clipped: a ragged last tile is mirrored from further inside than its window
+        reaches, and where it keeps fewer pixels than the stride, those look at what is mirrored.
+        """
+        window, (height, width) = self.window, self.image.shape
+        y = _mirrored_span(window.y0, window.y1, height)
+        x = _mirrored_span(window.x0, window.x1, width)
+        return Box(y[0], x[0], y[1], x[1])
 
     @property
     def keep(self) -> Box:

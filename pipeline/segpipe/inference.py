@@ -6,10 +6,11 @@ whole image. Per tile:
     pixels --read--> mirror at the image's border --> normalise --> network --> crop --> uint8
 
 A tile's window is that of the mirrored image, all of it, also far beyond a ragged border. So at
-such a border a tile needs pixels from further inside than its window reaches (`source_box`).
-Mirroring `tile.read` is not enough: where the last core keeps fewer pixels than the stride, the
-last of them look up to stride - 1 further than the halo beyond the image, at what a mirror of so
-few pixels gets wrong (1e-3 of the standard deviation for a core of 3 pixels, depth 3).
+such a border a tile reads pixels from further inside than its window reaches (`Tile.read`).
+Mirroring the window clipped to the image is not enough: where the last core keeps fewer pixels
+than the stride, the last of them look up to stride - 1 further than the halo beyond the image, at
+what a mirror of so few pixels gets wrong (1e-3 of the standard deviation for a core of 3 pixels,
+depth 3).
 
 Invariant: the bytes of a tile are a function of image, ranges, grid and segmenter; the region that
 asks for it does not enter. (Its batch-mates do not either where the segmenter is independent of
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.errors import InputError, SettingsError
-from segpipe.geometry import Box, Tile, TileGrid
+from segpipe.geometry import Box, Tile, TileGrid, mirror
 
 Pixels = NDArray[Any]
 """An array of any real dtype."""
@@ -109,7 +110,7 @@ def read_box_of(grid: TileGrid, region: Box) -> Box:
     >>> read_box_of(TileGrid((100, 300), core=32, halo=16, stride=16), Box(96, 64, 100, 128))
     Box(y0=55, x0=48, y1=100, x1=144)
     """
-    boxes = [source_box(tile) for tile in grid.meeting(region)]
+    boxes = [tile.read for tile in grid.meeting(region)]
     if not boxes:
         raise ValueError(f"region {region} lies outside the image {grid.shape}")
     return Box(
@@ -219,29 +220,18 @@ def cut_window(block: Pixels, read_box: Box, tile: Tile) -> Pixels:
     It equals that part of `numpy.pad(image, ..., mode="reflect")`: the edge pixel is not repeated,
     the mirror repeats where the image is smaller than what is missing, a single pixel is constant.
     """
-    source = source_box(tile)
-    if not read_box.contains(source):
-        raise ValueError(f"tile {tile.index} needs {source}, beyond the block {read_box}")
-    if source == tile.window:
-        return block[:, *source.within(read_box).slices]
+    if not read_box.contains(tile.read):
+        raise ValueError(f"tile {tile.index} reads {tile.read}, beyond the block {read_box}")
+    if tile.read == tile.window:
+        return block[:, *tile.read.within(read_box).slices]
     rows, columns = _mirrored_window(tile)
     return block.take(rows - read_box.y0, axis=1).take(columns - read_box.x0, axis=2)
-
-
-def source_box(tile: Tile) -> Box:
-    """The pixels of the image of which a tile's window is made."""
-    rows, columns = _mirrored_window(tile)
-    return Box(int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1)
 
 
 def _mirrored_window(tile: Tile) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the image that a tile's window shows."""
     window, (height, width) = tile.window, tile.image.shape
-    return _mirror(window.y0, window.y1, height), _mirror(window.x0, window.x1, width)
-
-
-def _mirror(start: int, stop: int, size: int) -> NDArray[np.intp]:
-    """The pixels that positions [start, stop) show of range(size): 2 1 |0 1 2 3| 2 1 0 1 ..."""
-    period = max(1, 2 * (size - 1))
-    index = np.arange(start, stop) % period
-    return np.minimum(index, period - index) if size > 1 else index
+    return (
+        np.array([mirror(y, height) for y in range(window.y0, window.y1)], np.intp),
+        np.array([mirror(x, width) for x in range(window.x0, window.x1)], np.intp),
+    )

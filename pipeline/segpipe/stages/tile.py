@@ -53,6 +53,7 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
         array=image.zarr / "0",
         counts=True,
     )
+    close_slide()
     if not copied:
         raise InputError(run.failed[0]["error"])
     statistics = _statistics(run, lattice, copied)
@@ -89,11 +90,17 @@ def _opened() -> dict[tuple[Path, str], Slide]:
     return {}
 
 
+def close_slide() -> None:
+    """Close the file that this process has open, if any."""
+    opened = _opened()
+    while opened:
+        opened.popitem()[1].close()
+
+
 def _slide(source: Path, fingerprint: str) -> Slide:
     opened = _opened()
     if (source, fingerprint) not in opened:
-        while opened:
-            opened.popitem()[1].close()
+        close_slide()
         opened[source, fingerprint] = open_slide(source)
     return opened[source, fingerprint]
 

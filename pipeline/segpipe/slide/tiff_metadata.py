@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from segpipe.slide_source import MAX_SIDE, UM_PER_UNIT, printable, square_pixel_um, unusable
+from segpipe.slide.source import MAX_SIDE, UM_PER_UNIT, printable, square_pixel_um, unusable
 
 MAX_PLANES = 65_536
 MICROSCOPE_UM = (0.01, 20.0)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.slide_segments import jpeg2000_size, jpeg_size, rgb_of_ycbcr
-from segpipe.slide_source import printable, unusable
+from segpipe.slide.segments import jpeg2000_size, jpeg_size, rgb_of_ycbcr
+from segpipe.slide.source import printable, unusable
 
 JPEG = frozenset({6, 7, 33007, 34892})
 JPEG_2000 = frozenset({33003, 33004, 33005, 34712})

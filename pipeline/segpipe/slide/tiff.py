@@ -15,10 +15,10 @@ from tifffile import TiffFile
 
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Region
-from segpipe.slide_segments import SegmentCache
-from segpipe.slide_source import MAX_SEGMENT_BYTES, Header, printable, unusable
-from segpipe.slide_tiff_coding import decode
-from segpipe.slide_tiff_pages import Layout, Page, read_layout
+from segpipe.slide.segments import SegmentCache
+from segpipe.slide.source import MAX_SEGMENT_BYTES, Header, printable, unusable
+from segpipe.slide.tiff_coding import decode
+from segpipe.slide.tiff_pages import Layout, Page, read_layout
 
 logger = logging.getLogger(__name__)
 

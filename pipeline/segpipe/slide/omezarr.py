@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segpipe.errors import InputError
 from segpipe.geometry import Box
-from segpipe.slide_source import (
+from segpipe.slide.source import (
     MAX_SEGMENT_BYTES,
     UM_PER_UNIT,
     Header,

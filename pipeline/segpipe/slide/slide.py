@@ -1,8 +1,8 @@
 """Images as people have them: `open_slide` gives a Slide, whatever the format.
 
-    TIFF  stripped, tiled, Big, OME, ImageJ, SVS, NDPI, SCN, QPTIFF   slide_tiff      lazy
-    PNG, JPEG                                                          slide_picture   decoded once
-    OME-Zarr 0.4, 0.5                                                  omezarr_input   lazy
+    TIFF  stripped, tiled, Big, OME, ImageJ, SVS, NDPI, SCN, QPTIFF   tiff      lazy
+    PNG, JPEG                                                          picture   decoded once
+    OME-Zarr 0.4, 0.5                                                  omezarr   lazy
 
 A Slide is one plane: (C, Y, X). What would have to be chosen silently (a z plane, a time point, a
 scene, pages without a stated meaning) is an InputError that names it.
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from segpipe.errors import InputError
 from segpipe.geometry import Box
-from segpipe.omezarr_input import is_zarr_folder, open_omezarr
-from segpipe.slide_picture import JPEG_MAGIC, PNG_MAGIC, open_picture
-from segpipe.slide_source import Source, printable, to_working, unusable, working_dtype
-from segpipe.slide_tiff import open_tiff
+from segpipe.slide.omezarr import is_zarr_folder, open_omezarr
+from segpipe.slide.picture import JPEG_MAGIC, PNG_MAGIC, open_picture
+from segpipe.slide.source import Source, printable, to_working, unusable, working_dtype
+from segpipe.slide.tiff import open_tiff
 
 IMAGE_SUFFIXES = frozenset(
     {

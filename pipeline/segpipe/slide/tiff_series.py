@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from segpipe.slide_source import printable, unusable
-from segpipe.slide_tiff_metadata import AUXILIARY, OmeImage, parse_ome, resolution_um
+from segpipe.slide.source import printable, unusable
+from segpipe.slide.tiff_metadata import AUXILIARY, OmeImage, parse_ome, resolution_um
 
 _MACRO_FACTOR = 4
 _AXIS_WORDS = {

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from segpipe.errors import InputError
 from segpipe.geometry import Box
-from segpipe.slide_source import Header, check_size, printable, unusable
+from segpipe.slide.source import Header, check_size, printable, unusable
 
 MAX_PICTURE_PIXELS = 2**30
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.geometry import Lattice
-from segpipe.slide_source import MAX_SEGMENT_BYTES, Header, check_size, unusable
-from segpipe.slide_tiff_coding import (
+from segpipe.slide.source import MAX_SEGMENT_BYTES, Header, check_size, unusable
+from segpipe.slide.tiff_coding import (
     MIN_IS_WHITE,
     PALETTE,
     RGB,
@@ -25,14 +25,14 @@ from segpipe.slide_tiff_coding import (
     palette,
     sample_dtype,
 )
-from segpipe.slide_tiff_metadata import (
+from segpipe.slide.tiff_metadata import (
     OmeImage,
     channel_names,
     imagej_labels,
     pixel_size_um,
     qptiff_name,
 )
-from segpipe.slide_tiff_series import check_axes, find_series
+from segpipe.slide.tiff_series import check_axes, find_series
 
 _ALPHA = (1, 2)
 
