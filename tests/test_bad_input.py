@@ -80,7 +80,7 @@ def test_one_corrupt_tile_is_named_and_the_rest_is_finished(tmp_path):
     path.write_bytes(data)
     result = run(path, tmp_path / "out", "tile.region=128")
     assert result.exit_code == 1
-    assert "field" in str(result.images[0].error) and "1 regions failed" in str(
+    assert "field" in str(result.images[0].error) and "1 region failed" in str(
         result.images[0].error
     )
     assert result.images[0].failed_regions[0]["box"] == [0, 0, 128, 128] or (

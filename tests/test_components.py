@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import plain
+from segpipe import components
 from segpipe.components import Decode, RegionComponents, label_region, merge_seams, to_byte
 from segpipe.errors import SettingsError
 from segpipe.geometry import Lattice
@@ -191,3 +192,29 @@ def test_senseless_decoding_is_refused(change):
     }
     with pytest.raises(SettingsError):
         Decode(**(fields | change))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        # What meets is not joined.
+        lambda one, other: np.empty((0, 2), np.int64),
+        # Every pair is moved by one pixel.
+        lambda one, other: np.stack([one[1:], other[:-1]], axis=1)[
+            (one[1:] >= 0) & (other[:-1] >= 0)
+        ],
+    ],
+    ids=["forgotten", "moved"],
+)
+def test_a_broken_seam_is_seen(monkeypatch, broken):
+    """The property above can fail: break the line that pairs components across a seam."""
+    rng = np.random.default_rng(5)
+    foreground, interior = smooth(rng, (64, 64), 0.7), smooth(rng, (64, 64), 0.7)
+    check(foreground, interior, DEFAULT, 16)
+    monkeypatch.setattr(
+        components,
+        "_meeting",
+        broken,
+    )
+    with pytest.raises(AssertionError):
+        check(foreground, interior, DEFAULT, 16)

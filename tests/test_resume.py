@@ -203,7 +203,7 @@ def test_a_second_run_does_nothing_and_new_settings_redo_what_they_concern(image
     caplog.clear()
     result = run(image, tmp_path)
     assert result.exit_code == 0 and result.images[0].status == "skipped"
-    assert "nothing to do: 1 images are finished" in caplog.text
+    assert "nothing to do: 1 image finished" in caplog.text
     changed = {
         path.name
         for path in tmp_path.rglob("*")

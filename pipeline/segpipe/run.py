@@ -128,10 +128,10 @@ def predict(
         if bad.status == "failed":
             log.error("%s", bad.error)
     if todo:
-        _announce(prepared, todo, folder)
+        _announce(prepared, todo, folder, stages)
         results += _run_all(todo, settings)
     elif not prepared.failed:
-        log.info("nothing to do: %d images are finished in %s", len(results), folder)
+        log.info("nothing to do: %s finished in %s", counted(len(results), "image"), folder)
     results.sort(key=lambda result: result.name)
     result = RunResult(results, folder, time.perf_counter() - started)
     write_run_json(result, prepared, settings)
@@ -184,7 +184,9 @@ def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
     return [stage for stage in STAGES if stage in needed]
 
 
-def _announce(prepared: Prepared, todo: Sequence[tuple[Image, list[str]]], out: Path) -> None:
+def _announce(
+    prepared: Prepared, todo: Sequence[tuple[Image, list[str]]], out: Path, stages: Sequence[str]
+) -> None:
     images = [image for image, _ in todo]
     pixels = sum(image.layout.plane[0] * image.layout.plane[1] for image in images)
     tiles = sum(prepared.tiles(image) for image in images)
@@ -192,8 +194,8 @@ def _announce(prepared: Prepared, todo: Sequence[tuple[Image, list[str]]], out: 
     files = sum(prepared.file_count(image) for image in images)
     free = shutil.disk_usage(out).free
     log.info(
-        "%d images, %.1f Mpx, %d tiles; up to %s on disk in about %d files while it runs (%s free)",
-        len(images),
+        "%s, %.1f Mpx, %d tiles; up to %s on disk in about %d files while it runs (%s free)",
+        counted(len(images), "image"),
         pixels / 1e6,
         tiles,
         _bytes(disk),
@@ -206,9 +208,14 @@ def _announce(prepared: Prepared, todo: Sequence[tuple[Image, list[str]]], out: 
             _bytes(disk),
             _bytes(free),
         )
-    resumed = sum(needed != list(STAGES) for _, needed in todo)
+    resumed = sum(needed != list(stages) for _, needed in todo)
     if resumed:
         log.info("%d of them go on where they stopped, or redo what new settings concern", resumed)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _bytes(count: int) -> str:
@@ -286,7 +293,7 @@ def _result(image: Image, status: str) -> ImageResult:
         result.status = "failed"
         first = result.failed_regions[0]
         result.error = (
-            f"{image.name}: {len(result.failed_regions)} regions failed, the rest is done; "
+            f"{image.name}: {counted(len(result.failed_regions), 'region')} failed, the rest is done; "
             f"first: {first['stage']} at {first['box']}: {first['error']}"
         )
     return result
@@ -298,9 +305,9 @@ def _conclude(result: RunResult, started: int) -> None:
     done = [image for image in result.images if image.status != "failed"]
     objects = sum(image.objects or 0 for image in done)
     log.info(
-        "%d images done, %d objects, %d failed, in %.1f s; results in %s",
-        len(done),
-        objects,
+        "%s done, %s, %d failed, in %.1f s; results in %s",
+        counted(len(done), "image"),
+        counted(objects, "object"),
         len(result.failed),
         result.seconds,
         result.out,

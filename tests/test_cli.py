@@ -1,0 +1,123 @@
+"""The commands, as people type them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from fields import SIZES, labels_of, nuclei, table_of, threshold_model
+from segpipe.cli import main
+from segpipe.models.modelfile import load_model
+
+SETS = [part for size in SIZES for part in ("-s", size)]
+
+
+def segpipe(*arguments: object):
+    """Run the command line in this process; a traceback fails the test."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("in")
+    nuclei(made / "a.tif", (150, 200))
+    nuclei(made / "sub" / "b.tif", (70, 90), seed=2)
+    return made
+
+
+def test_predict_then_info_then_clean_then_nothing_to_do(folder, tmp_path, capfd):
+    out = tmp_path / "out"
+    command = [
+        "predict",
+        folder,
+        "-o",
+        out,
+        *SETS,
+        "-s",
+        "measure.preview=true",
+        "--engine",
+        "serial",
+    ]
+    assert segpipe(*command).exit_code == 0
+    told = json.loads((out / "run.json").read_text())
+    assert sorted(told["images"]) == ["a", "sub/b"] and told["failed"] == []
+    assert told["images"]["a"]["objects"] == labels_of(out, "a").max() > 5
+    assert told["images"]["a"]["plan"]["batch"] == 1
+    assert (out / "sub" / "b.png").stat().st_size > 1000
+    metadata = table_of(out, "a").schema.metadata
+    assert metadata[b"pixel_size_um"] == b"0.5" and metadata[b"model"] == b"threshold"
+    assert segpipe("clean", out).exit_code == 0
+    assert not (out / ".segpipe").exists()
+    assert segpipe(*command).exit_code == 0
+    assert not (out / ".segpipe").exists(), "a finished folder was worked on"
+    before = labels_of(out, "a")
+    assert segpipe(*command, "-s", "stitch.min_area=200").exit_code == 0
+    assert labels_of(out, "a").max() < before.max()
+    assert segpipe(*command, "--restart").exit_code == 0
+    np.testing.assert_array_equal(labels_of(out, "a"), before)
+
+
+def test_stages_by_hand_give_what_predict_gives(folder, tmp_path):
+    for stage in ("tile", "infer", "stitch", "measure"):
+        result = segpipe("stage", stage, folder / "a.tif", "-o", tmp_path / "by hand", *SETS)
+        assert result.exit_code == 0
+    assert segpipe("predict", folder / "a.tif", "-o", tmp_path / "at once", *SETS).exit_code == 0
+    by_hand, at_once = tmp_path / "by hand", tmp_path / "at once"
+    np.testing.assert_array_equal(labels_of(by_hand, "a"), labels_of(at_once, "a"))
+    assert table_of(by_hand, "a").equals(table_of(at_once, "a"))
+
+
+def test_a_stage_without_the_one_before_says_so(folder, tmp_path):
+    result = segpipe("stage", "stitch", folder / "a.tif", "-o", tmp_path, *SETS)
+    assert result.exit_code == 1
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert "segpipe stage infer" in told["images"]["a"]["error"]
+
+
+def test_clean_leaves_what_is_not_finished(folder, tmp_path):
+    assert segpipe("stage", "tile", folder / "a.tif", "-o", tmp_path, *SETS).exit_code == 0
+    result = segpipe("clean", tmp_path)
+    assert result.exit_code == 1 and "a is not finished" in result.stderr
+    assert (tmp_path / ".segpipe").exists()
+    assert segpipe("clean", folder).exit_code == 2
+
+
+def test_info(folder):
+    told = segpipe("info", folder / "a.tif").stdout
+    assert "200 x 150 px, uint16" in told and "0.5 um" in told
+    result = segpipe("info", folder / "none.tif")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+
+
+def test_models_list_and_show():
+    assert "nuclei-fluorescence" in segpipe("models", "list").stdout
+    told = segpipe("models", "show", "nuclei-fluorescence").stdout
+    assert "context  94 px" in told and "licence: CC0-1.0" in told and "exact    yes" in told
+    assert segpipe("models", "show", "nuclei").exit_code == 2
+
+
+def test_models_import_of_a_state_dict(tmp_path):
+    network, card = load_model(threshold_model())
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    fields = card.model_dump(mode="json") | {"name": "mine"}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(fields))
+    destination = tmp_path / "mine.safetensors"
+    command = ["models", "import", tmp_path / "weights.pt", destination]
+    assert segpipe(*command, "--card", tmp_path / "card.yaml").exit_code == 0
+    assert load_model(destination)[1].name == "mine"
+    assert segpipe(*command).exit_code == 2  # a state dict says nothing of itself
+
+
+def test_demo(tmp_path):
+    assert segpipe("demo", "-o", tmp_path, "--size", "600").exit_code == 0
+    for name in ("field", "section"):
+        assert (tmp_path / "results" / f"{name}.png").exists()
+        assert labels_of(tmp_path / "results", name).max() > 20
