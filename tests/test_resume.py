@@ -75,7 +75,7 @@ if __name__ == "__main__":
 def records_of(out: Path) -> Counter:
     """How often each region of each pass was recorded."""
     found: Counter = Counter()
-    for file in (out / ".segpipe").glob("*.work/records/*/*.jsonl"):
+    for file in (out / ".segpipe").glob("*.work/records/*/*/*.jsonl"):
         for line in file.read_bytes().splitlines():
             try:
                 found[file.parent.name, json.loads(line)["region"]] += 1
@@ -209,7 +209,7 @@ def test_a_second_run_does_nothing_and_new_settings_redo_what_they_concern(image
         for path in tmp_path.rglob("*")
         if path.is_file() and files.get(path) != path.stat().st_mtime_ns
     }
-    assert changed == {"run.json"}
+    assert changed - {".run.lock", ".images.lock"} == {"run.json"}
     inferred = (tmp_path / "manifests/field.infer.json").stat().st_mtime_ns
     assert run(image, tmp_path, "stitch.min_area=400").exit_code == 0
     assert (tmp_path / "manifests/field.infer.json").stat().st_mtime_ns == inferred
@@ -223,7 +223,7 @@ def test_another_run_on_the_same_image_is_refused(image, tmp_path):
         "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
         "print('held', flush=True); time.sleep(60)"
     )
-    lock = tmp_path / ".segpipe/field.work/lock"
+    lock = tmp_path / ".segpipe/field.lock"
     lock.parent.mkdir(parents=True)
     with subprocess.Popen(
         [sys.executable, "-c", code, os.fspath(lock)], stdout=subprocess.PIPE, text=True

@@ -130,7 +130,7 @@ def _run(
             "infer.device": device,
             "engine.kind": engine,
             "engine.workers": workers,
-            "tile.channel": [_name_or_number(text) for text in channels] or None,
+            "tile.channel": list(channels) or None,
             "tile.pixel_size_um": pixel_size,
         },
     )
@@ -138,10 +138,6 @@ def _run(
 
     result = run(list(inputs), out, settings, stages=stages, restart=restart)
     sys.exit(result.exit_code)
-
-
-def _name_or_number(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
 
 
 def _log_to_stderr() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from segpipe.errors import SegpipeError, Stopped
+from segpipe.errors import ModelError, SegpipeError, SettingsError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ IN_FLIGHT_PER_WORKER = 2
 STOPPED = "stopped; run the same command to go on"
 BAD_DATA = (SegpipeError, OSError, MemoryError)
 """What a region may fail by without the program being wrong."""
+FATAL = (Stopped, SettingsError, ModelError)
+"""What no other try and no other region would change."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,19 @@ class Engine(Protocol):
 
     workers: int
 
-    def run(self, task: Task, job: Any, regions: Sequence[str]) -> Iterator[Outcome]:
+    def run(
+        self, task: Task, job: Any, regions: Sequence[str], *, on_gpu: bool = False
+    ) -> Iterator[Outcome]:
         """Outcomes of `task(job, region)`; a region that fails `attempts` times is an error.
+
+        With `on_gpu`, where the engine has GPUs, only the workers that own one take part.
 
         Raises
         ------
         Stopped
             After `stop`.
+        SettingsError, ModelError
+            Of the task: they would hit every region.
         """
         ...
 
@@ -71,7 +79,9 @@ class SerialEngine:
     def stop(self) -> None:
         self._stop.set()
 
-    def run(self, task: Task, job: Any, regions: Sequence[str]) -> Iterator[Outcome]:
+    def run(
+        self, task: Task, job: Any, regions: Sequence[str], *, on_gpu: bool = False
+    ) -> Iterator[Outcome]:
         for region in regions:
             if self._stop.is_set():
                 raise Stopped(STOPPED)
@@ -82,7 +92,7 @@ class SerialEngine:
         for _ in range(self.attempts):
             try:
                 return Outcome(region, task(job, region), None)
-            except Stopped:
+            except FATAL:
                 raise
             except BAD_DATA as caught:  # a bug keeps its traceback
                 error = describe(caught)
@@ -90,13 +100,21 @@ class SerialEngine:
 
 
 class LocalEngine:
-    """Dask processes on this machine, alive until closed, shared by threads of this process."""
+    """Dask processes on this machine, alive until closed, shared by threads of this process.
 
-    def __init__(self, workers: int, attempts: int = 3) -> None:
+    Parameters
+    ----------
+    gpus
+        Of the workers, the first so many own one GPU each (`gpu_index`); tasks that use it go to
+        them alone, so that a GPU has one process and the CPUs do the rest meanwhile.
+    """
+
+    def __init__(self, workers: int, attempts: int = 3, gpus: int = 0) -> None:
         import dask
         from distributed import Client, LocalCluster
 
-        self.workers = workers
+        self.workers = max(workers, gpus)
+        self.gpus = gpus
         self.attempts = attempts
         self._stop = threading.Event()
         with dask.config.set(
@@ -114,7 +132,7 @@ class LocalEngine:
         ):
             logging.getLogger("distributed").setLevel(logging.CRITICAL)
             self._cluster = LocalCluster(
-                n_workers=workers,
+                n_workers=self.workers,
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
@@ -133,8 +151,14 @@ class LocalEngine:
         self._client.close(timeout=5)
         self._cluster.close(timeout=10)
 
-    def run(self, task: Task, job: Any, regions: Sequence[str]) -> Iterator[Outcome]:
+    def run(
+        self, task: Task, job: Any, regions: Sequence[str], *, on_gpu: bool = False
+    ) -> Iterator[Outcome]:
         from distributed.scheduler import KilledWorker
+
+        # By name: a worker that died comes back under its name, not at its address.
+        chosen = list(range(self.gpus)) if on_gpu and self.gpus else None
+        slots = IN_FLIGHT_PER_WORKER * (len(chosen) if chosen else self.workers)
 
         bad_data = (*BAD_DATA, KilledWorker)
         todo = deque((region, 1) for region in regions)
@@ -142,9 +166,9 @@ class LocalEngine:
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
             while todo or flying:
-                while todo and len(flying) < self.workers * IN_FLIGHT_PER_WORKER:
+                while todo and len(flying) < slots:
                     region, attempt = todo.popleft()
-                    future = self._client.submit(task, job, region, pure=False)
+                    future = self._client.submit(task, job, region, pure=False, workers=chosen)
                     flying[future] = (region, attempt)
                     future.add_done_callback(ended.put)
                 future = self._next(ended)
@@ -153,8 +177,10 @@ class LocalEngine:
                     yield Outcome(region, future.result(), None)
                     continue
                 error = future.exception() if future.status == "error" else None
-                if error is not None and not isinstance(error, bad_data):
-                    raise error  # a bug
+                if error is not None and (
+                    isinstance(error, FATAL) or not isinstance(error, bad_data)
+                ):
+                    raise error  # wrong for all regions, or a bug
                 if attempt < self.attempts:
                     todo.append((region, attempt + 1))
                 else:
@@ -197,6 +223,16 @@ def _worker_plugin() -> Any:
     return Quiet()
 
 
+def gpu_index() -> int:
+    """The GPU of this process: the worker's number, 0 where there are no workers."""
+    from distributed import get_worker
+
+    try:
+        return int(get_worker().name)
+    except ValueError:
+        return 0
+
+
 def usable_cores() -> int:
     """Cores that this process may use: affinity and cgroup quota."""
     cores = (
@@ -233,15 +269,27 @@ def default_workers(bytes_per_worker: int) -> int:
 
 @contextlib.contextmanager
 def open_engine(
-    kind: str, workers: int | None, attempts: int, bytes_per_worker: int
+    kind: str, workers: int | None, attempts: int, bytes_per_worker: int, gpus: int = 0
 ) -> Iterator[Engine]:
-    """An engine for as long as the block lasts."""
+    """An engine for as long as the block lasts.
+
+    Raises
+    ------
+    SettingsError
+        When the processes cannot be started.
+    """
     if kind == "serial":
         yield SerialEngine(attempts)
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ports and such: nothing the user can act on
-        engine = LocalEngine(workers or default_workers(bytes_per_worker), attempts)
+        try:
+            engine = LocalEngine(workers or default_workers(bytes_per_worker), attempts, gpus)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"processes cannot be started ({' '.join(str(error).split())}); in a script, call "
+                "segpipe under `if __name__ == '__main__':`, or set engine.kind=serial"
+            ) from error
     try:
         yield engine
     finally:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from segpipe.errors import SettingsError
-from segpipe.records import read_json, write_json
-from segpipe.slide import IMAGE_SUFFIXES
+from segpipe.records import locked, read_json, write_json
+from segpipe.slide import IMAGE_SUFFIXES, is_zarr_folder
 
 LONGEST = 160
 """Bytes of a name; suffixes and temporary names must still fit a file name."""
@@ -40,7 +40,9 @@ def find_inputs(given: Sequence[Path], out: Path) -> list[Input]:
     for path in given:
         if not path.exists():
             raise SettingsError(f"no such file or folder: {path}")
-        if path.is_dir() and not is_omezarr(path):
+        if path.is_dir() and not is_zarr_folder(path):
+            if path.resolve() == out.resolve():
+                raise SettingsError(f"{path} is both searched and OUT; choose another OUT")
             found += [
                 (image, PurePosixPath(image.relative_to(path).as_posix()))
                 for image in _search(path, out.resolve())
@@ -55,27 +57,25 @@ def find_inputs(given: Sequence[Path], out: Path) -> list[Input]:
     return _name(found, out)
 
 
-def is_omezarr(folder: Path) -> bool:
-    """Whether a folder is (or claims to be) one image rather than a folder of images."""
-    return folder.suffix.lower() == ".zarr" or any(
-        (folder / mark).is_file() for mark in ("zarr.json", ".zgroup")
+def is_results(folder: Path) -> bool:
+    """Whether a folder holds results of ours."""
+    return os.access(folder, os.X_OK) and (
+        (folder / "manifests" / "images.json").is_file() or (folder / ".segpipe").is_dir()
     )
 
 
-def is_results(folder: Path) -> bool:
-    """Whether a folder holds results of ours."""
-    return (folder / "manifests" / "images.json").is_file() or (folder / ".segpipe").is_dir()
-
-
 def _search(folder: Path, out: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
+    def unreadable(error: OSError) -> None:
+        raise SettingsError(f"cannot search {error.filename}: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, onerror=unreadable):
         here = Path(place)
         images = [here / name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         inside = []
         for name in folders:
             if name.startswith(".") or (here / name).resolve() == out or is_results(here / name):
                 continue
-            if is_omezarr(here / name):
+            if is_zarr_folder(here / name):
                 images.append(here / name)
             else:
                 inside.append(name)
@@ -85,6 +85,11 @@ def _search(folder: Path, out: Path) -> Iterator[Path]:
 
 def _name(found: Sequence[tuple[Path, PurePosixPath]], out: Path) -> list[Input]:
     registry = out / "manifests" / "images.json"
+    with locked(registry.with_name(".images.json"), "images.json", wait=True):
+        return _name_new(found, registry)
+
+
+def _name_new(found: Sequence[tuple[Path, PurePosixPath]], registry: Path) -> list[Input]:
     given = read_json(registry)
     names: dict[str, str] = dict(given) if isinstance(given, dict) else {}
     by_source = {source: name for name, source in names.items()}

@@ -15,7 +15,7 @@ from segpipe.records import read_json, write_json
 from segpipe.segmenter import device_type
 from segpipe.settings import Settings
 from segpipe.slide import Slide, input_fingerprint, open_slide, select_channels
-from segpipe.stages.image import Image, Layout, Model, NumericPlan
+from segpipe.stages.image import Image, Layout, Model, NumericPlan, decode_of
 
 BYTES_PER_WORKER = 2_000_000_000
 """Memory to reckon with for each process when their number is chosen."""
@@ -76,8 +76,10 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
     plans = _Plans(out, settings)
     images: list[Image] = []
     failed: list[tuple[Input, SegpipeError]] = []
+    if settings.infer.precision == "float16" and device_type(settings.infer.device) == "cpu":
+        raise SettingsError("infer.precision float16 needs a GPU; use float32, or bfloat16")
     if settings.infer.model != "auto":
-        model_of(settings.infer.model)
+        decode_of(settings, model_of(settings.infer.model).card)
     for one in found:
         try:
             with open_slide(one.source) as slide:
@@ -166,7 +168,9 @@ class _Plans:
             memory_format=infer.memory_format,
             threads=infer.threads,
         )
-        TileGrid(layout.plane, plan.core, plan.halo, plan.stride)  # refuses a misaligned core
+        # What is wrong with the settings for this model is said before anything is started.
+        TileGrid(layout.plane, plan.core, plan.halo, plan.stride)
+        decode_of(self.settings, model.card)
         region = tile.region or ceil_to(self.open["region"], tile.core)
         if region % tile.core:
             raise SettingsError(f"tile.region {region} is not a multiple of tile.core {tile.core}")

@@ -40,7 +40,7 @@ class ProgressBar:
             "{remaining} left",
         )
 
-    def start(self, image: str, stage: str, pixels: int) -> None:
+    def start(self, image: str, stage: str) -> None:
         """Name what is at work."""
         with self._lock:
             self._bar.set_description_str(f"{image[-30:]} {stage} ")

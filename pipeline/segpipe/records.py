@@ -42,7 +42,7 @@ def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
             json.dump(content, file, indent=1, ensure_ascii=False, default=str)
             file.write("\n")
             file.flush()
@@ -57,7 +57,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any | None:
     """Content of a JSON file, None when it is absent or torn."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except (OSError, ValueError):
         return None
 
@@ -198,18 +198,19 @@ class Records:
 
 
 @contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
+def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[None]:
     """Hold an image for this process; released when the process ends, however it ends.
 
     Raises
     ------
     InputError
-        When another process holds it.
+        When another process holds it, and it is not waited for.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, not in it: the folder may be removed while it is held.
+    with folder.with_suffix(".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise InputError(f"{name}: another segpipe is working on it in {folder}") from None
         yield

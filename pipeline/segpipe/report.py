@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe import __version__
 from segpipe.prepare import Prepared
-from segpipe.records import read_json, write_json
+from segpipe.records import locked, read_json, write_json
 from segpipe.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ LIBRARIES = ("torch", "numpy", "zarr", "tifffile", "numba", "connected-component
 def write_run_json(result: RunResult, prepared: Prepared, settings: Settings) -> None:
     """Write OUT/run.json; images of earlier runs into the same OUT stay in it."""
     path = result.out / "run.json"
+    with locked(result.out / "manifests" / ".run.json", "run.json", wait=True):
+        _write(path, result, prepared, settings)
+
+
+def _write(path: Path, result: RunResult, prepared: Prepared, settings: Settings) -> None:
     before = read_json(path)
     images: dict[str, Any] = {}
     if isinstance(before, dict) and isinstance(before.get("images"), dict):

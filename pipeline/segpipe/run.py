@@ -15,15 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine, usable_cores
-from segpipe.errors import SegpipeError, SettingsError, Stopped
+from segpipe.compute import Engine, SerialEngine, open_engine, usable_cores
+from segpipe.errors import InputError, SegpipeError, SettingsError, Stopped
 from segpipe.inputs import Input, find_inputs
 from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
 from segpipe.report import write_run_json
+from segpipe.segmenter import gpu_count
 from segpipe.settings import Settings
-from segpipe.stages.image import STAGES, Image, Manifest, current_manifest, work_folder
+from segpipe.stages.image import (
+    NEEDS,
+    STAGES,
+    Image,
+    Manifest,
+    current_manifest,
+    forget,
+    is_whole,
+    work_folder,
+)
 from segpipe.stages.infer import infer
 from segpipe.stages.measure import measure, preview_path, table_path
 from segpipe.stages.stitch import stitch
@@ -32,8 +42,6 @@ from segpipe.stages.tile import tile
 log = logging.getLogger(__name__)
 
 FUNCTIONS = {"tile": tile, "infer": infer, "stitch": stitch, "measure": measure}
-NEEDS = {"tile": (), "infer": ("tile",), "stitch": ("infer",), "measure": ("infer", "stitch")}
-"""Stages whose arrays a stage reads."""
 SMALL_JOB_PIXELS = 6_000_000
 """Below this, starting processes takes longer than the work."""
 
@@ -108,19 +116,16 @@ def predict(
     started = time.perf_counter()
     settings = settings or Settings()
     folder = _writable(Path(out))
-    found = find_inputs([Path(path) for path in inputs], folder)
-    if restart:
-        for one in found:
-            forget(folder, one.name)
-    prepared = prepare(found, folder, settings)
+    search = find_inputs([Path(path) for path in inputs], folder)
+    prepared = prepare(search, folder, settings)
     results: list[ImageResult] = []
     todo: list[tuple[Image, list[str]]] = []
     for image in prepared.images:
-        needed = stages_to_run(image, stages)
+        needed = list(stages) if restart else stages_to_run(image, stages)
         if needed:
             todo.append((image, needed))
         else:
-            results.append(_result(image, "skipped"))
+            results.append(_result(image, "skipped", stages))
     results += [
         ImageResult(bad.name, bad.source, "failed", str(error)) for bad, error in prepared.failed
     ]
@@ -129,7 +134,7 @@ def predict(
             log.error("%s", bad.error)
     if todo:
         _announce(prepared, todo, folder, stages)
-        results += _run_all(todo, settings)
+        results += _run_all(todo, settings, stages, restart)
     elif not prepared.failed:
         log.info("nothing to do: %s finished in %s", counted(len(results), "image"), folder)
     results.sort(key=lambda result: result.name)
@@ -150,38 +155,31 @@ def _writable(out: Path) -> Path:
     return out.resolve()
 
 
-def forget(out: Path, name: str) -> None:
-    """Remove what OUT holds of an image."""
-    shutil.rmtree(work_folder(out, name), ignore_errors=True)
-    shutil.rmtree(out / f"{name}.ome.zarr", ignore_errors=True)
-    for stage in STAGES:
-        (out / "manifests" / f"{name}.{stage}.json").unlink(missing_ok=True)
-
-
 def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
-    """Stages that are not done with these settings, and those whose arrays they lack."""
-    outputs = {
-        "tile": [image.zarr / "0" / "zarr.json"],
-        "infer": [image.probabilities / "zarr.json"],
-        "stitch": [image.labels / "zarr.json"],
-        "measure": [table_path(image)]
-        + ([preview_path(image)] if image.settings.measure.preview else []),
-    }
+    """Those of the wanted stages that are not done with these settings, or whose arrays are lacking.
 
-    def is_there(stage: str) -> bool:
-        return all(path.exists() for path in outputs[stage])
-
-    stale: set[str] = set()
+    Probabilities are work, which `clean` removes: they are made again only for a stage that reads
+    them.
+    """
+    needed = set()
     for stage in STAGES:
         manifest = current_manifest(image, stage)
-        final = stage != "infer"  # probabilities are work: `clean` may have removed them
-        if manifest is None or manifest.failed or (final and not is_there(stage)):
-            stale.add(stage)
-    needed = stale & set(wanted)
+        lacks = stage != "infer" and not _has_output(image, stage)
+        if manifest is None or manifest.failed or lacks:
+            needed.add(stage)
+    needed &= set(wanted)
     for stage in reversed(STAGES):
         if stage in needed:
-            needed |= {earlier for earlier in NEEDS[stage] if not is_there(earlier)} & set(wanted)
+            needed |= {before for before in NEEDS[stage] if not is_whole(image, before)}
+            needed &= set(wanted)
     return [stage for stage in STAGES if stage in needed]
+
+
+def _has_output(image: Image, stage: str) -> bool:
+    if stage != "measure":
+        return is_whole(image, stage)
+    files = [table_path(image)] + [preview_path(image)] * image.settings.measure.preview
+    return all(path.exists() for path in files)
 
 
 def _announce(
@@ -225,7 +223,12 @@ def _bytes(count: int) -> str:
     return f"{count / 1e3:.0f} kB"
 
 
-def _run_all(todo: Sequence[tuple[Image, list[str]]], settings: Settings) -> list[ImageResult]:
+def _run_all(
+    todo: Sequence[tuple[Image, list[str]]],
+    settings: Settings,
+    stages: Sequence[str],
+    restart: bool,
+) -> list[ImageResult]:
     pixels: dict[str, int] = {}
     for image, needed in todo:
         for stage in needed:
@@ -236,54 +239,69 @@ def _run_all(todo: Sequence[tuple[Image, list[str]]], settings: Settings) -> lis
     if kind == "auto":
         small = max(pixels.values()) < SMALL_JOB_PIXELS and choice.workers is None
         kind = "serial" if small or workers == 1 else "local"
+    gpus = gpu_count(settings.infer.device) if "infer" in pixels else 0
     results = []
     with (
         _stop_on_signals() as stop,
         ProgressBar(pixels) as bar,
-        open_engine(kind, choice.workers, choice.attempts, BYTES_PER_WORKER) as engine,
+        open_engine(kind, choice.workers, choice.attempts, BYTES_PER_WORKER, gpus) as engine,
     ):
-        stop.engines.append(engine)
+        stop.watch(engine)
         in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers
         with ThreadPoolExecutor(in_flight, "image") as pool:
             flying = {
-                pool.submit(_run_image, image, needed, engine, bar): image for image, needed in todo
+                pool.submit(_run_image, image, stages, restart, engine, bar): image
+                for image, _ in todo
             }
             try:
                 for future in as_completed(flying):
                     results.append(_outcome(flying[future], future))
             except BaseException:
-                stop.now()
+                engine.stop()
                 for future in flying:
                     future.cancel()
                 raise
     return results
 
 
-def _run_image(image: Image, needed: list[str], engine: Engine, bar: ProgressBar) -> ImageResult:
-    with locked(image.work, image.name):
-        for stage in needed:
-            bar.start(image.name, stage, 0)
-            FUNCTIONS[stage](image, engine, bar)
-    return _result(image, "done")
+def _run_image(
+    image: Image, stages: Sequence[str], restart: bool, engine: Engine, bar: ProgressBar
+) -> ImageResult:
+    """One image through the stages; what is needed is asked anew after each, because a stage that
+    was done again may have changed what the next one reads."""
+    try:
+        with locked(image.work, image.name):
+            if restart:
+                forget(image.out, image.name, STAGES[STAGES.index(stages[0]) :])
+            for stage in stages:
+                if stage in stages_to_run(image, stages):
+                    bar.start(image.name, stage)
+                    FUNCTIONS[stage](image, engine, bar)
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        raise InputError(f"{image.name}: {error.strerror or error}{where}") from error
+    return _result(image, "done", stages)
 
 
 def _outcome(image: Image, future: Future[ImageResult]) -> ImageResult:
     error = future.exception()
     if error is None:
         return future.result()
-    if isinstance(error, SegpipeError) and not isinstance(error, (Stopped, SettingsError)):
+    if isinstance(error, SegpipeError) and not isinstance(error, Stopped):
         log.error("%s", error)
         return ImageResult(image.name, image.source, "failed", str(error))
     raise error
 
 
-def _result(image: Image, status: str) -> ImageResult:
-    """What the manifests say of an image."""
+def _result(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
+    """What the manifests say of an image, up to the last of these stages."""
     result = ImageResult(image.name, image.source, status)
-    for stage in STAGES:
-        manifest = Manifest.read(image.manifest_path(stage))
+    for stage in STAGES[: STAGES.index(stages[-1]) + 1]:
+        manifest = current_manifest(image, stage)
         if manifest is None:
-            continue
+            break
         result.seconds[stage] = round(manifest.seconds, 3)
         result.failed_regions += [{"stage": stage} | dict(entry) for entry in manifest.failed]
         result.warnings += manifest.facts.get("warnings", [])
@@ -321,34 +339,37 @@ def _conclude(result: RunResult, started: int) -> None:
 
 @dataclass
 class _Stop:
-    engines: list[Engine] = field(default_factory=list)
-    asked: bool = False
+    """Whether to stop was asked, and the engine to tell."""
 
-    def now(self) -> None:
-        for engine in self.engines:
+    asked: bool = False
+    engine: Engine | None = None
+
+    def watch(self, engine: Engine) -> None:
+        """Stop this engine when asked, or now if that was before it stood."""
+        self.engine = engine
+        if self.asked:
             engine.stop()
+
+    def ask(self, _number: int, _frame: object) -> None:
+        """Handler of the signals."""
+        if self.asked:  # asked twice: now
+            raise KeyboardInterrupt
+        self.asked = True
+        log.warning("stopping; the same command goes on from here")
+        if self.engine is not None:
+            self.engine.stop()
 
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM stop the engines; what is done stays done."""
+    """SIGINT and SIGTERM stop the engine, whose `run` then raises Stopped; what is done stays done."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-
-    def ask(_number: int, _frame: object) -> None:
-        if stop.asked:  # asked twice: now
-            raise KeyboardInterrupt
-        stop.asked = True
-        log.warning("stopping; the same command goes on from here")
-        stop.now()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
-        if stop.asked:
-            raise Stopped(STOPPED)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -369,15 +390,26 @@ def clean(out: Path) -> list[str]:
     unfinished = []
     for one in find_images(out):
         work = work_folder(out, one.name)
-        manifest = Manifest.read(out / "manifests" / f"{one.name}.measure.json")
-        if manifest is None or manifest.failed:
+        if not _is_finished(out, one.name):
             unfinished.append(one.name)
-            continue
-        if work.exists():
+        elif work.exists():
             with locked(work, one.name):
                 shutil.rmtree(work)
     top = out / ".segpipe"
+    for lock in top.rglob("*.lock"):
+        lock.unlink()
     for place, _, _ in sorted(os.walk(top), reverse=True):
         with contextlib.suppress(OSError):
             Path(place).rmdir()
     return unfinished
+
+
+def _is_finished(out: Path, name: str) -> bool:
+    """Whether all four stages are done, each from the result of the one before."""
+    token = None
+    for stage in STAGES:
+        manifest = Manifest.read(out / "manifests" / f"{name}.{stage}.json")
+        if manifest is None or manifest.failed or manifest.before != token:
+            return False
+        token = manifest.token
+    return True

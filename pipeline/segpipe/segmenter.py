@@ -19,6 +19,8 @@ there. What is not among the settings is in `Segmenter.made_by`.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -93,6 +95,7 @@ class Segmenter:
         self._network.to(device=device, memory_format=MEMORY_FORMATS[memory_format])  # type: ignore[call-overload]
         if device.type == "cpu":
             _steady(self._network)
+            _keep_freed_memory()
 
     @property
     def made_by(self) -> str:
@@ -282,6 +285,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def gpu_count(name: str) -> int:
+    """CUDA devices that `device` may use: 0 where it is another type."""
+    return torch.cuda.device_count() if device_type(name) == "cuda" else 0
+
+
 def device_type(name: str) -> str:
     """ "cpu", "cuda" or "mps": what `choose_device(name)` comes to."""
     return choose_device(name).type
@@ -292,6 +300,20 @@ def _check_setting(name: str, value: str, known: Collection[str]) -> None:
         raise SettingsError(
             f"{name} is {value!r}{nearest(value, known)}; expected one of {', '.join(known)}"
         )
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse large buffers in this process instead of giving each back to the kernel.
+
+    A network allocates and frees its activations layer by layer, tens of megabytes each; by default
+    every one is mapped anew, and its pages zeroed. Measured on windows of 1216 x 1216 and one
+    thread: 1.4 times the speed (a third of the time was the kernel's), for 0.4 GB more per process.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        never, trim_threshold, mmap_max = 0, -1, -4
+        mallopt(mmap_max, never)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _activate(logits: NDArray[np.float32], classes: bool) -> NDArray[np.float32]:

@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from segpipe.errors import SettingsError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _as_names(value: Any) -> Any:
+    """One channel or several, by name or number: a tuple of strings."""
+    several = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in several):
+        raise ValueError("should be names or numbers of channels")
+    return tuple(str(one) for one in several)
 
 
 class _Section(BaseModel):
@@ -33,11 +41,14 @@ class TileSettings(_Section):
         ge=16,
         description="pixels of a shard and unit of work; null: 2048 on CPU, 4096 on GPU",
     )
-    channel: tuple[str | int, ...] | None = Field(
+    channel: Annotated[tuple[str, ...], BeforeValidator(_as_names)] | None = Field(
         None, description="channels for the model, by name or number from 0; null: all of them"
     )
     pixel_size_um: float | None = Field(
-        None, gt=0, description="size of a pixel in um where the file does not say or is wrong"
+        None,
+        gt=0,
+        lt=1e6,
+        description="size of a pixel in um where the file does not say or is wrong",
     )
 
 
@@ -65,7 +76,9 @@ class StitchSettings(_Section):
     region: int | None = Field(
         None, ge=1, description="pixels of a shard of labels; null: as tile.region"
     )
-    foreground: Share | None = Field(None, description="a pixel of an object has at least this")
+    foreground: Share | None = Field(
+        None, gt=0, description="a pixel of an object has at least this"
+    )
     interior: tuple[Share, ...] | None = Field(
         None, description="falling thresholds of the interior whose components are seeds"
     )
@@ -73,7 +86,9 @@ class StitchSettings(_Section):
     growth_levels: tuple[Share, ...] | None = Field(
         None, description="falling levels of the interior at which seeds grow; the last is 0"
     )
-    growth_steps: int | None = Field(None, ge=1, description="pixels grown at most at each level")
+    growth_steps: int | None = Field(
+        None, ge=1, le=512, description="pixels grown at most at each level"
+    )
 
 
 class MeasureSettings(_Section):
@@ -105,6 +120,10 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _sizes_divide(self) -> Settings:
         tile, stitch = self.tile, self.stitch
+        if self.infer.normalise is not None:
+            low, high = self.infer.normalise
+            if not -1e30 < low < high < 1e30:
+                raise ValueError(f"infer.normalise [{low}, {high}] must be finite and rise")
         if tile.core % tile.chunk:
             raise ValueError(f"tile.core {tile.core} is not a multiple of tile.chunk {tile.chunk}")
         if tile.region is not None and tile.region % tile.core:

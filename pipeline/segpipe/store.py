@@ -179,6 +179,19 @@ def shard_is_whole(path: Path, box: Box, shard: Shard, *, verify: bool = False) 
     return not verify or zlib.crc32(file.read_bytes()) == shard.checksum
 
 
+def disk_usage(path: Path) -> tuple[int, int] | None:
+    """Number of shards of an array that are there, and their bytes; None when there is no array."""
+    if not (path / "zarr.json").exists():
+        return None
+    sizes = [
+        (Path(place) / name).stat().st_size
+        for place, _, names in os.walk(path / "c")
+        for name in names
+        if not name.endswith(".partial")
+    ]
+    return len(sizes), sum(sizes)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)

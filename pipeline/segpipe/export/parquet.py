@@ -32,8 +32,8 @@ class TableWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, columns: Mapping[str, Array]) -> None:
-        """Append rows; the first batch, which may be empty, decides the schema."""
-        table = pa.table(dict(columns))
+        """Append rows, NaN as null; the first batch, which may be empty, decides the schema."""
+        table = pa.table({key: pa.array(one, from_pandas=True) for key, one in columns.items()})
         if self._writer is None:
             schema = table.schema.with_metadata(self.metadata)
             try:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from segpipe.components import Decode, to_byte
-from segpipe.compute import Engine, Task
 from segpipe.errors import InputError
-from segpipe.geometry import Box, Lattice, Region
 from segpipe.models.modelfile import ModelCard
-from segpipe.records import Record, Records, fingerprint, read_json, write_json
+from segpipe.records import fingerprint, read_json, write_json
 from segpipe.settings import Settings
-from segpipe.store import Grid, shard_is_whole
+from segpipe.store import Grid, disk_usage
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +27,18 @@ VERSION = {"tile": 1, "infer": 1, "stitch": 1, "measure": 1}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
-LOGGED_FAILURES = 3
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "tile": (),
+    "infer": ("tile",),
+    "stitch": ("infer",),
+    "measure": ("tile", "infer", "stitch"),
+}
+"""Stages whose arrays a stage reads."""
 
 
 class Progress(Protocol):
     """Told what is done."""
 
-    def start(self, image: str, stage: str, pixels: int) -> None: ...
-    def advance(self, image: str, stage: str, pixels: int) -> None: ...
-
-
-class NoProgress:
-    """Says nothing."""
-
-    def start(self, image: str, stage: str, pixels: int) -> None: ...
     def advance(self, image: str, stage: str, pixels: int) -> None: ...
 
 
@@ -126,6 +121,11 @@ class Image:
         """(Y, X) uint32, the finest level."""
         return self.zarr / "labels" / "instances" / "0"
 
+    def array(self, stage: str) -> Path | None:
+        """The array that a stage writes and others read."""
+        arrays = {"tile": self.zarr / "0", "infer": self.probabilities, "stitch": self.labels}
+        return arrays.get(stage)
+
     @property
     def grid(self) -> Grid:
         """Storage of image and probabilities."""
@@ -179,6 +179,8 @@ class Manifest:
     token: str
     failed: tuple[Mapping[str, Any], ...]
     facts: Mapping[str, Any]
+    before: str | None = None
+    """Token of the stage before."""
     seconds: float = 0.0
 
     @property
@@ -203,146 +205,11 @@ class Manifest:
                 content["token"],
                 tuple(content["failed"]),
                 content["facts"],
+                content["before"],
                 content["seconds"],
             )
         except (KeyError, TypeError):
             return None
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What every task of one pass over regions is handed."""
-
-    image: Image
-    records: Records
-    lattice: Lattice
-    args: Any
-
-
-@dataclass
-class StageRun:
-    """The passes of one stage over one image, and what went wrong in them."""
-
-    image: Image
-    stage: str
-    engine: Engine
-    progress: Progress
-    before: Manifest | None = None
-    failed: list[dict[str, Any]] = field(default_factory=list)
-    done_now: int = 0
-    done_before: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all that decides what this stage writes, failures before it included."""
-        return stage_fingerprint(self.image, self.stage, self.before)
-
-    def over(
-        self,
-        pass_name: str,
-        task: Task,
-        lattice: Lattice,
-        args: Any = None,
-        *,
-        regions: Iterable[Region] | None = None,
-        prepare: Callable[[], None] = lambda: None,
-        array: Path | None = None,
-        counts: bool = False,
-    ) -> dict[str, Record]:
-        """Run a task over regions, but for those that are done; their records by region name.
-
-        Parameters
-        ----------
-        task
-            `task(Pass, region name)` writes the shard and appends the record.
-        args
-            Whatever else the task needs; must follow from the stage's fingerprint.
-        prepare
-            Makes the arrays; called when nothing is done yet under this fingerprint.
-        array
-            Where each region writes one shard: a record counts only with its shard.
-        counts
-            Whether this pass is the one that progress and manifest count.
-        """
-        records = self.records(pass_name)
-        if not records.is_current():
-            prepare()
-            records.begin()
-        chosen = list(lattice if regions is None else regions)
-        found = records.read()
-        torn = [
-            region.name
-            for region in chosen
-            if array is not None
-            and region.name in found
-            and (shard := found[region.name].shard) is not None
-            and not shard_is_whole(array, region.box, shard)
-        ]
-        if torn:
-            log.warning(
-                "%s: %s: %d torn regions are done again", self.image.name, pass_name, len(torn)
-            )
-            records.discard(torn)
-        boxes: dict[str, Box] = {
-            region.name: region.box
-            for region in chosen
-            if region.name not in found or region.name in torn
-        }
-        if counts:
-            self.done_before += len(chosen) - len(boxes)
-            before = sum(region.box.area for region in chosen if region.name not in boxes)
-            self.progress.advance(self.image.name, self.stage, before)
-        job = Pass(self.image, records, lattice, args)
-        for outcome in self.engine.run(task, job, list(boxes)):
-            box = boxes[outcome.region]
-            if counts:
-                self.done_now += 1
-                self.progress.advance(self.image.name, self.stage, box.area)
-            if outcome.error is not None:
-                self._fail(pass_name, outcome.region, box, outcome.error)
-        return records.read()
-
-    def _fail(self, pass_name: str, region: str, box: Box, error: str) -> None:
-        if len(self.failed) < LOGGED_FAILURES:
-            log.error("%s: %s: region %s %s: %s", self.image.name, self.stage, region, box, error)
-        elif len(self.failed) == LOGGED_FAILURES:
-            log.error("%s: %s: more regions fail; all are in run.json", self.image.name, self.stage)
-        self.failed.append(
-            {
-                "pass": pass_name,
-                "region": region,
-                "box": [box.y0, box.x0, box.y1, box.x1],
-                "error": error,
-            }
-        )
-
-    def records(self, pass_name: str) -> Records:
-        """The records of one of this stage's passes."""
-        key = fingerprint(self.fingerprint, pass_name)
-        return Records(self.image.work / "records" / pass_name, key)
-
-    def finish(self, facts: Mapping[str, Any]) -> Manifest:
-        """Write the manifest, last of all."""
-        seconds = time.perf_counter() - self.started
-        failed = tuple(self.failed)
-        token = fingerprint(
-            self.fingerprint, [[entry["pass"], entry["region"]] for entry in failed]
-        )
-        more = {"regions_done": self.done_now, "regions_done_before": self.done_before}
-        manifest = Manifest(self.stage, self.fingerprint, token, failed, {**facts, **more}, seconds)
-        manifest.write(self.image.manifest_path(self.stage))
-        pixels = self.image.layout.plane[0] * self.image.layout.plane[1]
-        log.info(
-            "%s: %s: %d regions (%d done before), %.1f s, %.2f Mpx/s",
-            self.image.name,
-            self.stage,
-            self.done_now,
-            self.done_before,
-            seconds,
-            pixels / 1e6 / max(seconds, 1e-9),
-        )
-        return manifest
 
 
 def decode_of(settings: Settings, card: ModelCard) -> Decode:
@@ -378,21 +245,33 @@ def stage_fingerprint(image: Image, stage: str, before: Manifest | None) -> str:
 
 
 def manifest_before(image: Image, stage: str) -> Manifest:
-    """The manifest of the stage before this one.
+    """The manifest of the stage before this one, when all that this one reads is there.
 
     Raises
     ------
     InputError
-        When that stage was not run, or with other settings.
+        When an earlier stage was not run, or with other settings, or its arrays are not whole.
     """
-    previous = STAGES[STAGES.index(stage) - 1]
-    manifest = current_manifest(image, previous)
-    if manifest is None:
-        raise InputError(
-            f"{image.name}: {stage} needs the result of {previous} with the same settings; "
-            f"run `segpipe stage {previous}` first"
-        )
+    for earlier in NEEDS[stage]:
+        if current_manifest(image, earlier) is None or not is_whole(image, earlier):
+            raise InputError(
+                f"{image.name}: {stage} needs the result of {earlier} with the same settings; "
+                f"run `segpipe stage {earlier}` first"
+            )
+    manifest = current_manifest(image, STAGES[STAGES.index(stage) - 1])
+    assert manifest is not None  # noqa: S101 - NEEDS names the stage before
     return manifest
+
+
+def is_whole(image: Image, stage: str) -> bool:
+    """Whether the stage's array is as its manifest left it: no shard is missing or torn.
+
+    A shard that is absent reads as background, so it must be missed before it is read.
+    """
+    manifest, array = Manifest.read(image.manifest_path(stage)), image.array(stage)
+    if manifest is None:
+        return False
+    return array is None or manifest.facts.get("disk") == list(disk_usage(array) or ())
 
 
 def current_manifest(image: Image, stage: str) -> Manifest | None:
@@ -405,6 +284,14 @@ def current_manifest(image: Image, stage: str) -> Manifest | None:
     if manifest is None or manifest.fingerprint != stage_fingerprint(image, stage, before):
         return None
     return manifest
+
+
+def forget(out: Path, name: str, stages: Sequence[str], *, records: bool = True) -> None:
+    """Remove what says that these stages of an image are done; their arrays are then made anew."""
+    for stage in stages:
+        (out / "manifests" / f"{name}.{stage}.json").unlink(missing_ok=True)
+        if records:
+            remove(work_folder(out, name) / "records" / stage)
 
 
 def remove(path: Path) -> None:

@@ -11,19 +11,12 @@ from typing import Any
 import numpy as np
 
 from segpipe import store
-from segpipe.compute import Engine
+from segpipe.compute import Engine, gpu_index
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.inference import predict_region, read_box_of
-from segpipe.segmenter import Segmenter, load_segmenter
-from segpipe.stages.image import (
-    Image,
-    Manifest,
-    Pass,
-    Progress,
-    StageRun,
-    manifest_before,
-    remove,
-)
+from segpipe.segmenter import Segmenter, device_type, load_segmenter
+from segpipe.stages.image import Image, Manifest, Progress, manifest_before, remove
+from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import Range, ranges_of
 from segpipe.store import create_array, write_shard
 
@@ -40,14 +33,15 @@ def infer(image: Image, engine: Engine, progress: Progress) -> Manifest:
     before = manifest_before(image, "infer")
     run = StageRun(image, "infer", engine, progress, before)
     args = InferArgs(ranges_of(before))
+    run.begin([image.probabilities], lambda: _create(image))
     found = run.over(
         "infer",
         infer_region,
         Lattice(image.layout.plane, image.grid.shard),
         args,
-        prepare=lambda: _create(image),
         array=image.probabilities,
         counts=True,
+        on_gpu=True,
     )
     made_by = Counter(str(record.facts["made_by"]) for record in found.values())
     warnings = []
@@ -81,7 +75,9 @@ def infer_region(work: Pass, name: str) -> dict[str, Any]:
     """Probabilities of one region."""
     image, region = work.image, work.lattice.named(name)
     plan = image.plan
-    segmenter = _segmenter(image.model.path, image.model.hash, image.settings.infer.device, plan)
+    device = device_type(image.settings.infer.device)
+    device = f"cuda:{gpu_index()}" if device == "cuda" else device
+    segmenter = _segmenter(image.model.path, image.model.hash, device, plan)
     grid = TileGrid(image.layout.plane, plan.core, plan.halo, plan.stride)
     box = read_box_of(grid, region.box)
     block = store.read_box(image.zarr / "0", box, image.layout.channels)

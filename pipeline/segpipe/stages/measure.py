@@ -16,15 +16,8 @@ from segpipe.export.drawing import contrast
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import ROW, bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
-from segpipe.stages.image import (
-    Image,
-    Manifest,
-    Pass,
-    Progress,
-    StageRun,
-    current_manifest,
-    manifest_before,
-)
+from segpipe.stages.image import Image, Manifest, Progress, current_manifest, manifest_before
+from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.stitch import probabilities_in
 from segpipe.stages.tile import pyramid_level, ranges_of
 from segpipe.store import LABEL_GROUP, halve_nearest, read_box
@@ -39,6 +32,7 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     before = manifest_before(image, "measure")
     run = StageRun(image, "measure", engine, progress, before)
     lattice = Lattice(image.layout.plane, image.label_grid.shard)
+    run.begin([], lambda: None)
     found = run.over("sums", sum_one, lattice, counts=True)
     for level in range(1, len(image.label_grid.levels)):
         pyramid_level(run, image.zarr / LABEL_GROUP, level, halve_nearest)

@@ -22,16 +22,9 @@ from segpipe.compute import Engine
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import grow, is_moving, reach
 from segpipe.records import Record, read_json, write_json
-from segpipe.stages.image import (
-    Image,
-    Manifest,
-    Pass,
-    Progress,
-    StageRun,
-    manifest_before,
-    remove,
-)
-from segpipe.store import create_array, create_labels, read_box, write_shard
+from segpipe.stages.image import Image, Manifest, Progress, is_whole, manifest_before, remove
+from segpipe.stages.stage_run import Pass, StageRun
+from segpipe.store import LABEL_GROUP, create_array, create_labels, read_box, write_shard
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LATER_STEPS = 128
@@ -42,11 +35,13 @@ def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the label image (Y, X) uint32, ids 1..N in raster order of first pixels."""
     run = StageRun(image, "stitch", engine, progress, manifest_before(image, "stitch"))
     lattice = Lattice(image.layout.plane, image.label_grid.shard)
+    levels = range(len(image.label_grid.levels))
+    labels = [image.zarr / LABEL_GROUP / str(level) for level in levels]
+    run.begin([*labels, image.work / "seeds.zarr"], lambda: _create(image))
     found = run.over(
         "components",
         label_one,
         lattice,
-        prepare=lambda: _create(image),
         array=image.work / "seeds.zarr",
         counts=True,
     )
@@ -93,11 +88,11 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
     """
     image = run.image
     path = image.work / "ids.json"
-    key = run.records("ids").fingerprint
-    index = read_json(path)
-    if isinstance(index, dict) and index.get("key") == key and index.get("of") == len(found):
-        return index
     records = run.records("components")
+    key = [records.fingerprint, run.lineage]
+    index = read_json(path)
+    if isinstance(index, dict) and index.get("key") == key:
+        return index
 
     def arrays_of(region: Region) -> dict[str, Array]:
         if region.name not in found:
@@ -121,7 +116,7 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
         file.flush()
         os.fsync(file.fileno())
     np.save(image.work / "ids-offsets.npy", np.asarray(offsets, np.int64))
-    index = {"key": key, "of": len(found), "objects": first_ids[-1] - 1, "first_ids": first_ids}
+    index = {"key": key, "objects": first_ids[-1] - 1, "first_ids": first_ids}
     write_json(path, index)
     return index
 
@@ -160,7 +155,11 @@ class GrowArgs:
 def _grow(run: StageRun, lattice: Lattice) -> int:
     """Grow until nothing moves; the number of rounds."""
     image = run.image
-    published = run.records("publish")
+    published = run.folder / "publish"
+    if image.manifest_path("stitch").exists() and not is_whole(image, "stitch"):
+        # A finished label image lost a shard: which state it held is not known, so grow again.
+        for old in (published, *run.folder.glob("grow-*")):
+            remove(old)
     steps, halo = reach(image.decode, image.decode.growth_steps)
     state = np.full(len(lattice), 0, np.int64)  # the round that wrote each region last
     number = 0
@@ -176,9 +175,10 @@ def _grow(run: StageRun, lattice: Lattice) -> int:
             lattice,
             args,
             regions=regions,
-            prepare=lambda target=target: _create_front(image, target),  # type: ignore[misc]
+            prepare=lambda target=target: _create_front(run, target),  # type: ignore[misc]
+            array=target,
             # Once publishing has begun, labels hold later states than those of round 0.
-            array=None if number == 0 and published.is_current() else target,
+            check=number > 0 or not published.exists(),
         )
         for region in regions:
             state[_place(region, lattice)] = number
@@ -189,7 +189,7 @@ def _grow(run: StageRun, lattice: Lattice) -> int:
         steps, halo = (0,) * (len(steps) - 1) + (LATER_STEPS,), LATER_STEPS + 1
         number += 1
     late = [region for region in lattice if state[_place(region, lattice)] > 0]
-    if late:
+    if late and not run.failed:
         _save_states(image, number + 1, state)
         run.over(
             "publish",
@@ -213,10 +213,13 @@ def _save_states(image: Image, number: int, state: Array) -> None:
     np.save(folder / f"states-{number}.npy", state)
 
 
-def _create_front(image: Image, target: Path) -> None:
-    if target != image.labels:
-        remove(target)
-        create_array(target, (), image.label_grid, np.dtype(np.uint32))
+def _create_front(run: StageRun, target: Path) -> None:
+    """Make the array of a round anew; round 0 writes into the label image itself."""
+    if target == run.image.labels:
+        remove(run.folder / "publish")
+        return
+    remove(target)
+    create_array(target, (), run.image.label_grid, np.dtype(np.uint32))
 
 
 def _reached(moving: Iterable[Region], lattice: Lattice, steps: int) -> list[Region]:

@@ -18,15 +18,8 @@ from segpipe.geometry import Box, Lattice, TileGrid
 from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
 from segpipe.slide import Slide, open_slide
-from segpipe.stages.image import (
-    Image,
-    Manifest,
-    Pass,
-    Progress,
-    StageRun,
-    intensity_range,
-    remove,
-)
+from segpipe.stages.image import Image, Manifest, Progress, intensity_range, remove
+from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_image, halve_mean, open_array, read_box, set_contrast, write_shard
 
 log = logging.getLogger(__name__)
@@ -45,17 +38,16 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """
     run = StageRun(image, "tile", engine, progress)
     lattice = Lattice(image.layout.plane, image.grid.shard)
+    arrays = [image.zarr / str(level) for level in range(len(image.grid.levels))]
+    run.begin([image.zarr, *arrays], lambda: _create(image))
     copied = run.over(
         "tile",
         copy_region,
         lattice,
-        prepare=lambda: _create(image),
         array=image.zarr / "0",
         counts=True,
     )
     close_slide()
-    if not copied:
-        raise InputError(run.failed[0]["error"])
     statistics = _statistics(run, lattice, copied)
     for level in range(1, len(image.grid.levels)):
         pyramid_level(run, image.zarr, level, halve_mean)
@@ -201,6 +193,8 @@ def _percentile_ranges(
     if dtype.kind == "f":
         wanted = tuple(tuple(sorted({half for half, _ in row})) for row in found)
         second = run.over("tile-fine", count_fine, lattice, wanted)
+        if len(second) < len(lattice):
+            raise InputError(f"{image.name}: tile: {run.failed[-1]['error']}")
         fine_records = run.records("tile-fine")
         fine = []
         for channel, row in enumerate(found):

@@ -1,0 +1,220 @@
+"""The passes of one stage over the regions of one image: what is done, what is torn, what failed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segpipe.compute import Engine, Task
+from segpipe.errors import InputError
+from segpipe.geometry import Box, Lattice, Region
+from segpipe.records import Record, Records, fingerprint, read_json, write_json
+from segpipe.stages.image import (
+    STAGES,
+    Image,
+    Manifest,
+    Progress,
+    forget,
+    remove,
+    stage_fingerprint,
+)
+from segpipe.store import disk_usage, shard_is_whole, shard_path
+
+log = logging.getLogger(__name__)
+
+LOGGED_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What every task of one pass over regions is handed."""
+
+    image: Image
+    records: Records
+    lattice: Lattice
+    args: Any
+
+
+@dataclass
+class StageRun:
+    """The passes of one stage over one image, and what went wrong in them."""
+
+    image: Image
+    stage: str
+    engine: Engine
+    progress: Progress
+    before: Manifest | None = None
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    passes: dict[str, Records] = field(default_factory=dict)
+    lineage: str = ""
+    """What failed in the passes so far: later ones saw it absent, and are done again once mended."""
+    done_now: int = 0
+    done_before: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides what this stage writes, failures before it included."""
+        return stage_fingerprint(self.image, self.stage, self.before)
+
+    @property
+    def folder(self) -> Path:
+        """Records of all passes of this stage."""
+        return self.image.work / "records" / self.stage
+
+    def begin(self, arrays: Sequence[Path], prepare: Callable[[], None]) -> None:
+        """Have the stage's arrays made anew, unless those that are there are of this fingerprint.
+
+        What told of the old ones goes first: the manifests of this stage and of those after it,
+        then its records, then (in `prepare`) the arrays. So whatever is interrupted here, nothing
+        says that something is done which is not.
+        """
+        state = {"fingerprint": self.fingerprint}
+        told = self.folder / "stage.json"
+        if read_json(told) == state and all((path / "zarr.json").exists() for path in arrays):
+            return
+        forget(self.image.out, self.image.name, STAGES[STAGES.index(self.stage) :], records=False)
+        remove(self.folder)
+        prepare()
+        write_json(told, state)
+
+    def over(
+        self,
+        pass_name: str,
+        task: Task,
+        lattice: Lattice,
+        args: Any = None,
+        *,
+        regions: Iterable[Region] | None = None,
+        prepare: Callable[[], None] = lambda: None,
+        array: Path | None = None,
+        check: bool = True,
+        counts: bool = False,
+        on_gpu: bool = False,
+    ) -> dict[str, Record]:
+        """Run a task over regions, but for those that are done; their records by region name.
+
+        Parameters
+        ----------
+        task
+            `task(Pass, region name)` writes the shard and appends the record.
+        args
+            Whatever else the task needs; must follow from the stage's fingerprint and the outcome
+            of the passes before.
+        prepare
+            Makes an array of this pass alone; called when nothing of the pass is done yet.
+        array
+            Where each region writes one shard: a record counts only with its shard.
+        check
+            False where later passes have rewritten shards of `array`.
+        counts
+            Whether this pass is the one that progress and manifest count.
+        on_gpu
+            Whether the task uses the GPU, where there is one.
+
+        Raises
+        ------
+        InputError
+            When every region fails.
+        """
+        records = self.passes[pass_name] = Records(
+            self.folder / pass_name, fingerprint(self.fingerprint, pass_name, self.lineage)
+        )
+        if not records.is_current():
+            prepare()
+            records.begin()
+        chosen = list(lattice if regions is None else regions)
+        found = records.read()
+        torn = [
+            region.name
+            for region in chosen
+            if array is not None
+            and check
+            and region.name in found
+            and (shard := found[region.name].shard) is not None
+            and not shard_is_whole(array, region.box, shard)
+        ]
+        if torn:
+            log.warning(
+                "%s: %s: %d torn regions are done again", self.image.name, pass_name, len(torn)
+            )
+            records.discard(torn)
+        boxes: dict[str, Box] = {
+            region.name: region.box
+            for region in chosen
+            if region.name not in found or region.name in torn
+        }
+        if counts:
+            self.done_before += len(chosen) - len(boxes)
+            before = sum(region.box.area for region in chosen if region.name not in boxes)
+            self.progress.advance(self.image.name, self.stage, before)
+        job = Pass(self.image, records, lattice, args)
+        for outcome in self.engine.run(task, job, list(boxes), on_gpu=on_gpu):
+            box = boxes[outcome.region]
+            if counts:
+                self.done_now += 1
+                self.progress.advance(self.image.name, self.stage, box.area)
+            if outcome.error is not None:
+                if array is not None:  # it failed after it was written: absent, like its record
+                    shard_path(array, box).unlink(missing_ok=True)
+                self._fail(pass_name, outcome.region, box, outcome.error)
+        found = records.read()
+        missing = sorted(region.name for region in chosen if region.name not in found)
+        if missing:
+            self.lineage = fingerprint(self.lineage, pass_name, missing)
+        if len(missing) == len(chosen) > 0:
+            raise InputError(f"{self.image.name}: {self.stage}: {self.failed[0]['error']}")
+        return found
+
+    def _fail(self, pass_name: str, region: str, box: Box, error: str) -> None:
+        if len(self.failed) < LOGGED_FAILURES:
+            log.error("%s: %s: region %s %s: %s", self.image.name, self.stage, region, box, error)
+        elif len(self.failed) == LOGGED_FAILURES:
+            log.error("%s: %s: more regions fail; all are in run.json", self.image.name, self.stage)
+        self.failed.append(
+            {
+                "pass": pass_name,
+                "region": region,
+                "box": [box.y0, box.x0, box.y1, box.x1],
+                "error": error,
+            }
+        )
+
+    def records(self, pass_name: str) -> Records:
+        """The records of a pass that was run."""
+        return self.passes[pass_name]
+
+    def finish(self, facts: Mapping[str, Any]) -> Manifest:
+        """Write the manifest, last of all."""
+        seconds = time.perf_counter() - self.started
+        failed = tuple(self.failed)
+        token = fingerprint(
+            self.fingerprint, [[entry["pass"], entry["region"]] for entry in failed]
+        )
+        more: dict[str, Any] = {
+            "regions_done": self.done_now,
+            "regions_done_before": self.done_before,
+        }
+        array = self.image.array(self.stage)
+        if array is not None:
+            more["disk"] = disk_usage(array)
+        before = None if self.before is None else self.before.token
+        manifest = Manifest(
+            self.stage, self.fingerprint, token, failed, {**facts, **more}, before, seconds
+        )
+        manifest.write(self.image.manifest_path(self.stage))
+        pixels = self.image.layout.plane[0] * self.image.layout.plane[1]
+        log.info(
+            "%s: %s: %d regions (%d done before), %.1f s, %.2f Mpx/s",
+            self.image.name,
+            self.stage,
+            self.done_now,
+            self.done_before,
+            seconds,
+            pixels / 1e6 / max(seconds, 1e-9),
+        )
+        return manifest
