@@ -34,7 +34,7 @@ def test_lists_and_numbers_are_parsed_as_yaml():
             {"stitch": {"regoin": 1}},
             "unknown setting 'stitch.regoin'; did you mean 'stitch.region'?",
         ),
-        ({"stich": {"region": 1}}, "did you mean"),
+        ({"stich": {"region": 1}}, "unknown setting 'stich'; did you mean 'stitch'?"),
         ({"tile": {"min_area": 1}}, "stitch.min_area"),
         ({"zzz": {"qqq": 1}}, "known: tile.chunk"),
         ({"tile": {"core": "big"}}, "tile.core"),

@@ -330,8 +330,11 @@ def _conclude(result: RunResult, started: int) -> None:
         result.seconds,
         result.out,
     )
-    for bad in result.failed:
-        log.error("failed: %s", bad.error)
+    if result.failed:
+        names = [bad.name for bad in result.failed]
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        where = result.out / "run.json"
+        log.error("failed: %s%s; why is in %s", ", ".join(names[:10]), more, where)
 
 
 # --- stopping -------------------------------------------------------------------------------------

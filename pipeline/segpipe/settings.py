@@ -205,7 +205,8 @@ def parse_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
     """Settings from nested mappings; errors as in `load_settings`."""
     for dotted in _keys(tree):
         if dotted not in KNOWN_KEYS:
-            near = difflib.get_close_matches(dotted, KNOWN_KEYS, 1, 0.5) or _same_key(dotted)
+            among = KNOWN_KEYS if "." in dotted else tuple(Settings.model_fields)
+            near = difflib.get_close_matches(dotted, among, 1, 0.5) or _same_key(dotted)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(KNOWN_KEYS)}"
             raise SettingsError(f"unknown setting '{dotted}'{hint}")
     try:
@@ -230,7 +231,7 @@ def _keys(tree: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _same_key(dotted: str) -> list[str]:
     """A known key of another section with the same last part."""
-    return [known for known in KNOWN_KEYS if known.split(".")[1] == dotted.split(".")[-1]]
+    return [known for known in KNOWN_KEYS if known.split(".")[1] == dotted.rpartition(".")[2]]
 
 
 def _describe() -> Iterator[tuple[str, str, str, Any]]:
