@@ -79,6 +79,22 @@ def test_an_array_in_memory_gives_the_labels_of_the_file(tmp_path, dtype):
     np.testing.assert_array_equal(labels, labels_of(tmp_path / "out", "a"))
 
 
+def test_holes_are_filled_alike_whatever_the_regions(tmp_path):
+    pixels = tifffile.imread(nuclei(tmp_path / "made.tif", (150, 300)))
+    y, x = np.mgrid[:150, :300]
+    for radius in (4, 30):
+        pixels[np.abs(np.hypot(y - 70, x - 130) - radius) < 2] = pixels.max()
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    holes = ("stitch.max_hole=3000", f"tile.region={CORE}", "stitch.region=32")
+    assert run(tmp_path / "a.tif", tmp_path / "out", *holes).exit_code == 0
+    filled = labels_of(tmp_path / "out", "a")
+    settings = load_settings(None, [*SIZES, "stitch.max_hole=3000"])
+    np.testing.assert_array_equal(filled, segpipe.segment(pixels, str(threshold_model()), settings))
+    assert run(tmp_path / "a.tif", tmp_path / "out").exit_code == 0
+    bare = labels_of(tmp_path / "out", "a")
+    assert filled[70, 110] > 0 and bare[70, 110] == 0
+
+
 def test_the_table_is_that_of_the_labels(reference):
     labels = labels_of(reference, "field")
     table = pq.read_table(reference / "field.parquet").to_pydict()

@@ -12,6 +12,7 @@ from segpipe.components import label_region, merge_seams
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box, Lattice, TileGrid
 from segpipe.growth import grow
+from segpipe.holes import fill_holes, label_holes
 from segpipe.inference import predict_region
 from segpipe.models.card import ModelCard
 from segpipe.models.modelfile import find_model
@@ -78,6 +79,11 @@ def segment(
     interior = probabilities[outputs.index("interior")] if "interior" in outputs else foreground
     decode = decode_of(settings, segmenter.card)
     lattice = Lattice(shape, shape)
+    if settings.stitch.max_hole:
+        mask = foreground >= decode.foreground
+        slots, record = label_holes(mask, lattice[0, 0], lattice, settings.stitch.max_hole)
+        table = next(fill_holes(lattice, lambda _: record, settings.stitch.max_hole))
+        foreground = np.where(table[slots], np.uint8(255), foreground)
     found = label_region(decode.seed_levels(foreground, interior), lattice[0, 0], lattice, decode)
     band = next(merge_seams(lattice, lambda _: found.seams, lambda _: found.anchors, decode))
     steps = (decode.growth_steps,) * (len(decode.growth) - 1) + (-1,)

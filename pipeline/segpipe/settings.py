@@ -83,6 +83,9 @@ class StitchSettings(_Section):
         None, description="falling thresholds of the interior whose components are seeds"
     )
     min_area: int | None = Field(None, ge=1, description="pixels; smaller objects are dropped")
+    max_hole: int = Field(
+        0, ge=0, description="pixels; holes of the foreground up to this size are filled first"
+    )
     growth_levels: tuple[Share, ...] | None = Field(
         None, description="falling levels of the interior at which seeds grow; the last is 0"
     )

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from segpipe.components import Decode, to_byte
 from segpipe.errors import InputError
+from segpipe.geometry import Lattice
 from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, read_json, write_json
 from segpipe.settings import Settings
@@ -142,6 +143,11 @@ class Image:
         """Thresholds as bytes: from the settings, else from the model's card."""
         return decode_of(self.settings, self.model.card)
 
+    @property
+    def label_lattice(self) -> Lattice:
+        """The regions of stitch and measure."""
+        return Lattice(self.layout.plane, self.label_grid.shard)
+
     def manifest_path(self, stage: str) -> Path:
         """Where the stage's manifest is written, last of all."""
         return self.out / "manifests" / f"{self.name}.{stage}.json"
@@ -160,7 +166,12 @@ class Image:
                 self.plan.stride,
             ],
             "infer": lambda: [self.model.hash, vars(self.plan)],
-            "stitch": lambda: [vars(self.decode), self.label_grid.shard, self.model.card.outputs],
+            "stitch": lambda: [
+                vars(self.decode),
+                self.settings.stitch.max_hole,
+                self.label_grid.shard,
+                self.model.card.outputs,
+            ],
             "measure": lambda: [measure.model_dump()],
         }
         return fingerprint(stage, VERSION[stage], own[stage]())

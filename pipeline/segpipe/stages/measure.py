@@ -31,7 +31,7 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the label pyramid, `<name>.parquet` and `<name>.png`."""
     before = manifest_before(image, "measure")
     run = StageRun(image, "measure", engine, progress, before)
-    lattice = Lattice(image.layout.plane, image.label_grid.shard)
+    lattice = image.label_lattice
     run.begin([], lambda: None)
     found = run.over("sums", sum_one, lattice, counts=True)
     for level in range(1, len(image.label_grid.levels)):

@@ -10,7 +10,7 @@ publish      their last state                                                   
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import numpy as np
 
 from segpipe.components import SeamRecord, label_region, merge_seams
 from segpipe.compute import Engine
+from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import grow, is_moving, reach
+from segpipe.holes import HoleRecord, fill_holes, label_holes
 from segpipe.records import Record, read_json, write_json
 from segpipe.stages.image import Image, Manifest, Progress, is_whole, manifest_before, remove
 from segpipe.stages.stage_run import Pass, StageRun
@@ -34,10 +36,12 @@ LATER_STEPS = 128
 def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the label image (Y, X) uint32, ids 1..N in raster order of first pixels."""
     run = StageRun(image, "stitch", engine, progress, manifest_before(image, "stitch"))
-    lattice = Lattice(image.layout.plane, image.label_grid.shard)
+    lattice = image.label_lattice
     levels = range(len(image.label_grid.levels))
     labels = [image.zarr / LABEL_GROUP / str(level) for level in levels]
     run.begin([*labels, image.work / "seeds.zarr"], lambda: _create(image))
+    if image.settings.stitch.max_hole:
+        _find_holes(run, lattice)
     found = run.over(
         "components",
         label_one,
@@ -71,7 +75,7 @@ def probabilities_in(image: Image, box: Box) -> tuple[Array, Array]:
 def label_one(work: Pass, name: str) -> dict[str, Any]:
     """Pass 1 of one region."""
     image, region = work.image, work.lattice.named(name)
-    levels = image.decode.seed_levels(*probabilities_in(image, region.box))
+    levels = image.decode.seed_levels(*_filled_probabilities(image, region.box))
     found = label_region(levels, region, work.lattice, image.decode)
     shard = write_shard(image.work / "seeds.zarr", region.box, found.slots)
     work.records.add(name, shard, {"anchors": found.anchors} | vars(found.seams))
@@ -82,7 +86,7 @@ def label_one(work: Pass, name: str) -> dict[str, Any]:
 
 
 def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[str, Any]:
-    """Join the seams and number the objects: ids.bin, and ids.json that says where each region's are.
+    """Join the seams and number the objects: the tables of the slots in seeds.zarr, and ids.json.
 
     A region that failed has no components: its neighbours' objects end at it.
     """
@@ -103,19 +107,17 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
         arrays = arrays_of(region)
         return SeamRecord(**{field: arrays[field] for field in SeamRecord.__dataclass_fields__})
 
-    offsets = [0]
     first_ids = [1]
-    with (image.work / "ids.bin").open("wb") as file:
-        for band in merge_seams(
-            lattice, seams_of, lambda region: arrays_of(region)["anchors"], image.decode
-        ):
-            for ids in band.ids:
-                file.write(ids.astype("<u4").tobytes())
-                offsets.append(offsets[-1] + len(ids))
+    bands = merge_seams(
+        lattice, seams_of, lambda region: arrays_of(region)["anchors"], image.decode
+    )
+
+    def tables() -> Iterator[Array]:
+        for band in bands:
+            yield from band.ids
             first_ids.append(band.last_id + 1)
-        file.flush()
-        os.fsync(file.fileno())
-    np.save(image.work / "ids-offsets.npy", np.asarray(offsets, np.int64))
+
+    _write_tables(image.work / "seeds", tables())
     index = {"key": key, "objects": first_ids[-1] - 1, "first_ids": first_ids}
     write_json(path, index)
     return index
@@ -137,6 +139,75 @@ def _nothing(region: Region, lattice: Lattice) -> dict[str, Array]:
         | {"level": none.astype(np.uint8), "large_child": none.astype(bool)}
         | {edge: np.full(length, -1, np.int32) for edge, length in edges.items()}
     )
+
+
+def _write_tables(path: Path, tables: Iterable[Array]) -> None:
+    """Write what each slot of an array of slots means, one table per region in raster order."""
+    offsets = [0]
+    with path.with_suffix(".bin").open("wb") as file:
+        for table in tables:
+            file.write(table.astype("<u4").tobytes())
+            offsets.append(offsets[-1] + len(table))
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(path.with_suffix(".npy"), np.asarray(offsets, np.int64))
+
+
+def _looked_up(image: Image, name: str, window: Box) -> Array:
+    """What the slots of `<name>.zarr` mean in a window: (h, w) uint32."""
+    folder, lattice = image.work, image.label_lattice
+    offsets = np.load(folder / f"{name}.npy")
+    values = np.empty(window.shape, np.uint32)
+    for region in lattice.meeting(window):
+        part = region.box.intersect(window)
+        place = _place(region, lattice)
+        start, end = offsets[place], offsets[place + 1]
+        table = np.fromfile(folder / f"{name}.bin", "<u4", count=end - start, offset=4 * start)
+        values[part.within(window).slices] = table[read_box(folder / f"{name}.zarr", part)]
+    return values
+
+
+# --- holes ----------------------------------------------------------------------------------------
+
+
+def _find_holes(run: StageRun, lattice: Lattice) -> None:
+    """Which pixels are in holes of the foreground that are to be filled: holes.zarr and its tables."""
+    image = run.image
+    path = image.work / "holes.zarr"
+
+    def prepare() -> None:
+        remove(path)
+        create_array(path, (), image.label_grid, np.dtype(np.uint32))
+
+    found = run.over("holes", find_holes_in, lattice, array=path, prepare=prepare)
+    if len(found) < len(lattice):  # a hole there could not be told from the outside
+        raise InputError(f"{image.name}: stitch: {run.failed[-1]['error']}")
+    records = run.records("holes")
+
+    def record_of(region: Region) -> HoleRecord:
+        return HoleRecord(**records.payload(found[region.name]))
+
+    tables = fill_holes(lattice, record_of, image.settings.stitch.max_hole)
+    _write_tables(image.work / "holes", tables)
+
+
+def find_holes_in(work: Pass, name: str) -> dict[str, Any]:
+    """Holes of one region."""
+    image, region = work.image, work.lattice.named(name)
+    foreground, _ = probabilities_in(image, region.box)
+    mask = foreground >= image.decode.foreground
+    slots, record = label_holes(mask, region, work.lattice, image.settings.stitch.max_hole)
+    shard = write_shard(image.work / "holes.zarr", region.box, slots)
+    work.records.add(name, shard, vars(record))
+    return {}
+
+
+def _filled_probabilities(image: Image, box: Box) -> tuple[Array, Array]:
+    """As `probabilities_in`; the foreground is certain in holes that are to be filled."""
+    foreground, interior = probabilities_in(image, box)
+    if image.settings.stitch.max_hole:
+        foreground = np.where(_looked_up(image, "holes", box) > 0, np.uint8(255), foreground)
+    return foreground, interior
 
 
 # --- growth ---------------------------------------------------------------------------------------
@@ -235,28 +306,17 @@ def grow_one(work: Pass, name: str) -> dict[str, Any]:
     """One round of growth in one region."""
     image, region, args = work.image, work.lattice.named(name), work.args
     window = region.box.grow(args.halo).intersect(Box(0, 0, *work.lattice.shape))
-    levels = image.decode.growth_levels(*probabilities_in(image, window))
-    labels = _seeds_in(work, window) if args.round == 0 else _state_in(work, window, args.round)
+    levels = image.decode.growth_levels(*_filled_probabilities(image, window))
+    labels = (
+        _looked_up(image, "seeds", window)
+        if args.round == 0
+        else _state_in(work, window, args.round)
+    )
     grown = grow(labels, levels, args.steps)
     core = region.box.within(window)
     shard = write_shard(args.target, region.box, grown[core.slices])
     work.records.add(name, shard, moving=is_moving(grown, levels, core))
     return {}
-
-
-def _seeds_in(work: Pass, window: Box) -> Array:
-    """Global ids of the seeds in a window."""
-    folder = work.image.work
-    offsets = np.load(folder / "ids-offsets.npy")
-    labels = np.empty(window.shape, np.uint32)
-    for region in work.lattice.meeting(window):
-        part = region.box.intersect(window)
-        place = _place(region, work.lattice)
-        start, end = offsets[place], offsets[place + 1]
-        ids = np.fromfile(folder / "ids.bin", "<u4", count=end - start, offset=4 * start)
-        slots = read_box(folder / "seeds.zarr", part)
-        labels[part.within(window).slices] = ids[slots]
-    return labels
 
 
 def _state_in(work: Pass, window: Box, number: int) -> Array:
