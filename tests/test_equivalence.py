@@ -95,6 +95,29 @@ def test_holes_are_filled_alike_whatever_the_regions(tmp_path):
     assert filled[70, 110] > 0 and bare[70, 110] == 0
 
 
+def test_objects_are_dropped_alike_whatever_the_regions(image, reference, tmp_path):
+    drops = ("stitch.max_area=400", "stitch.min_probability=0.9")
+    for name, region in (("small", "stitch.region=32"), ("large", f"tile.region={CORE * 8}")):
+        assert run(image, tmp_path / name, *drops, region).exit_code == 0
+    labels = labels_of(tmp_path / "small", "field")
+    np.testing.assert_array_equal(labels, labels_of(tmp_path / "large", "field"))
+    table = table_of(tmp_path / "small", "field")
+    assert table.equals(table_of(tmp_path / "large", "field"))
+    pixels = tifffile.imread(image)
+    settings = load_settings(None, [*SIZES, *drops])
+    np.testing.assert_array_equal(labels, segpipe.segment(pixels, str(threshold_model()), settings))
+    kept, whole = table.to_pydict(), table_of(reference, "field").to_pydict()
+    stay = [
+        place
+        for place, area in enumerate(whole["area_px"])
+        if area <= 400 and whole["mean_probability"][place] >= 0.9
+    ]
+    assert 0 < len(stay) < len(whole["id"])
+    assert kept["id"] == list(range(1, len(stay) + 1))
+    for column in ("area_px", "centroid_y_px", "mean_probability"):
+        assert kept[column] == [whole[column][place] for place in stay]
+
+
 def test_the_table_is_that_of_the_labels(reference):
     labels = labels_of(reference, "field")
     table = pq.read_table(reference / "field.parquet").to_pydict()

@@ -16,6 +16,7 @@ from segpipe.holes import fill_holes, label_holes
 from segpipe.inference import predict_region
 from segpipe.models.card import ModelCard
 from segpipe.models.modelfile import find_model
+from segpipe.properties import keeps, renumber, sum_region
 from segpipe.segmenter import load_segmenter
 from segpipe.settings import Settings
 from segpipe.stages.image import decode_of, intensity_range
@@ -87,7 +88,12 @@ def segment(
     found = label_region(decode.seed_levels(foreground, interior), lattice[0, 0], lattice, decode)
     band = next(merge_seams(lattice, lambda _: found.seams, lambda _: found.anchors, decode))
     steps = (decode.growth_steps,) * (len(decode.growth) - 1) + (-1,)
-    return grow(band.ids[0][found.slots], decode.growth_levels(foreground, interior), steps)
+    labels = grow(band.ids[0][found.slots], decode.growth_levels(foreground, interior), steps)
+    if not settings.stitch.filters:
+        return labels
+    rows = sum_region(labels, probabilities[outputs.index("foreground")], box)
+    kept = keeps(rows, settings.stitch.max_area, settings.stitch.min_probability)
+    return np.concatenate([np.zeros(1, np.uint32), renumber(kept, 0)])[labels]
 
 
 def find_ranges(

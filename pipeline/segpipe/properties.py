@@ -111,6 +111,31 @@ def merge_rows(rows: Array) -> Array:
     return merged
 
 
+def keeps(rows: Array, max_area: int | None, min_probability: float) -> Array:
+    """Which finished objects stay: (n,) bool.
+
+    Parameters
+    ----------
+    rows
+        Merged rows.
+    max_area
+        Pixels; None keeps all.
+    min_probability
+        Of the mean foreground, in [0, 1]; compared in integers, so that no rounding decides.
+    """
+    kept = np.ones(len(rows), bool)
+    if max_area is not None:
+        kept &= rows["area"] <= max_area
+    least = round(min_probability * 255 * 2**20)
+    kept &= rows["sum_foreground"] * 2**20 >= least * rows["area"]
+    return kept
+
+
+def renumber(kept: Array, before: int) -> Array:
+    """New ids in the old order, 0 for what goes: (n,) uint32; `before` objects stay before these."""
+    return np.where(kept, before + np.cumsum(kept), 0).astype(np.uint32)
+
+
 def instance_columns(
     rows: Array, shape: tuple[int, int], pixel_size_um: float | None
 ) -> dict[str, Array]:

@@ -83,6 +83,12 @@ class StitchSettings(_Section):
         None, description="falling thresholds of the interior whose components are seeds"
     )
     min_area: int | None = Field(None, ge=1, description="pixels; smaller objects are dropped")
+    max_area: int | None = Field(
+        None, ge=1, description="pixels; larger finished objects are dropped; null: none"
+    )
+    min_probability: Share = Field(
+        0.0, description="finished objects with a lower mean foreground are dropped"
+    )
     max_hole: int = Field(
         0, ge=0, description="pixels; holes of the foreground up to this size are filled first"
     )
@@ -92,6 +98,11 @@ class StitchSettings(_Section):
     growth_steps: int | None = Field(
         None, ge=1, le=512, description="pixels grown at most at each level"
     )
+
+    @property
+    def filters(self) -> bool:
+        """Whether finished objects may be dropped."""
+        return self.max_area is not None or self.min_probability > 0
 
 
 class MeasureSettings(_Section):

@@ -155,6 +155,7 @@ class Image:
     def fingerprint(self, stage: str) -> str:
         """Hash of what decides this stage's result besides the result of the stage before."""
         tile, infer, measure = self.settings.tile, self.settings.infer, self.settings.measure
+        stitch = self.settings.stitch
         own: dict[str, Callable[[], list[Any]]] = {
             "tile": lambda: [
                 self.layout.source_fingerprint,
@@ -168,7 +169,7 @@ class Image:
             "infer": lambda: [self.model.hash, vars(self.plan)],
             "stitch": lambda: [
                 vars(self.decode),
-                self.settings.stitch.max_hole,
+                [stitch.max_hole, stitch.max_area, stitch.min_probability],
                 self.label_grid.shard,
                 self.model.card.outputs,
             ],

@@ -9,6 +9,7 @@ publish      their last state                                                   
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import grow, is_moving, reach
 from segpipe.holes import HoleRecord, fill_holes, label_holes
+from segpipe.properties import bands_of_rows, keeps, renumber, sum_region
 from segpipe.records import Record, read_json, write_json
 from segpipe.stages.image import Image, Manifest, Progress, is_whole, manifest_before, remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import LABEL_GROUP, create_array, create_labels, read_box, write_shard
 
 Array = np.ndarray[Any, np.dtype[Any]]
+FINAL = -1
+"""In place of a round's number: after all of them."""
 LATER_STEPS = 128
 """Steps of the rounds after the first; any number gives the same labels."""
 
@@ -50,10 +54,14 @@ def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
         counts=True,
     )
     index = _reduce(run, lattice, found)
-    rounds = _grow(run, lattice)
-    return run.finish(
-        {"objects": index["objects"], "first_ids": index["first_ids"], "growth_rounds": rounds}
-    )
+    states = _grow(run, lattice)
+    first_ids = index["first_ids"]
+    if image.settings.stitch.filters and not run.failed:
+        first_ids = _filter(run, lattice, states, first_ids)
+    _publish(run, lattice, states)
+    rounds = int(states.max()) + 1
+    objects = first_ids[-1] - 1
+    return run.finish({"objects": objects, "first_ids": first_ids, "growth_rounds": rounds})
 
 
 def _create(image: Image) -> None:
@@ -223,8 +231,8 @@ class GrowArgs:
     round: int
 
 
-def _grow(run: StageRun, lattice: Lattice) -> int:
-    """Grow until nothing moves; the number of rounds."""
+def _grow(run: StageRun, lattice: Lattice) -> Array:
+    """Grow until nothing moves; for each region the round that wrote its labels last."""
     image = run.image
     published = run.folder / "publish"
     if image.manifest_path("stitch").exists() and not is_whole(image, "stitch"):
@@ -236,7 +244,7 @@ def _grow(run: StageRun, lattice: Lattice) -> int:
     number = 0
     regions: list[Region] = list(lattice)
     while True:
-        target = image.labels if number == 0 else image.work / "front" / str(number)
+        target = _state_array(image, number)
         args = GrowArgs(steps, halo, target, number)
         if number:
             _save_states(image, number, state)
@@ -259,18 +267,53 @@ def _grow(run: StageRun, lattice: Lattice) -> int:
         regions = _reached(moving, lattice, LATER_STEPS)
         steps, halo = (0,) * (len(steps) - 1) + (LATER_STEPS,), LATER_STEPS + 1
         number += 1
-    late = [region for region in lattice if state[_place(region, lattice)] > 0]
-    if late and not run.failed:
-        _save_states(image, number + 1, state)
-        run.over(
-            "publish",
-            publish_one,
-            lattice,
-            number + 1,
-            regions=late,
-            array=image.labels,
-        )
-    return number + 1
+    return state
+
+
+def _filter(run: StageRun, lattice: Lattice, states: Array, first_ids: list[int]) -> list[int]:
+    """Number the finished objects that stay, in kept.npy by old id; the new first ids of the bands."""
+    image, stitch = run.image, run.image.settings.stitch
+    _save_states(image, FINAL, states)
+    found = run.over("objects", sum_objects, lattice)
+    if len(found) < len(lattice):
+        raise InputError(f"{image.name}: stitch: {run.failed[-1]['error']}")
+    records = run.records("objects")
+
+    def rows_of(row: int) -> Array:
+        regions = [lattice[row, column] for column in range(lattice.count[1])]
+        return np.concatenate([records.payload(found[one.name])["rows"] for one in regions])
+
+    new_ids = np.zeros(first_ids[-1], np.uint32)
+    new_firsts = [1]
+    rows_of_band = [functools.partial(rows_of, row) for row in range(lattice.count[0])]
+    for rows in bands_of_rows(first_ids, rows_of_band):
+        kept = keeps(rows, stitch.max_area, stitch.min_probability)
+        new_ids[rows["id"]] = renumber(kept, new_firsts[-1] - 1)
+        new_firsts.append(new_firsts[-1] + int(kept.sum()))
+    np.save(image.work / "kept.npy", new_ids)
+    return new_firsts
+
+
+def sum_objects(work: Pass, name: str) -> dict[str, Any]:
+    """Sums over the grown objects in one region."""
+    image, box = work.image, work.lattice.named(name).box
+    foreground, _ = probabilities_in(image, box)
+    rows = sum_region(_state_in(work, box, FINAL), foreground, box)
+    work.records.add(name, None, {"rows": rows})
+    return {}
+
+
+def _publish(run: StageRun, lattice: Lattice, states: Array) -> None:
+    """Copy the last state of the regions that do not hold it yet into the label image."""
+    image = run.image
+    late = [
+        region
+        for region in lattice
+        if image.settings.stitch.filters or states[_place(region, lattice)] > 0
+    ]
+    if late and not run.failed:  # what failed is tried again by the next run
+        _save_states(image, FINAL, states)
+        run.over("publish", publish_one, lattice, regions=late, array=image.labels)
 
 
 def _place(region: Region, lattice: Lattice) -> int:
@@ -278,14 +321,14 @@ def _place(region: Region, lattice: Lattice) -> int:
 
 
 def _save_states(image: Image, number: int, state: Array) -> None:
-    """Where round `number` finds each region's labels: the round that wrote them last."""
+    """Where round `number`, or FINAL, finds each region's labels: the round that wrote them last."""
     folder = image.work / "front"
     folder.mkdir(exist_ok=True)
     np.save(folder / f"states-{number}.npy", state)
 
 
 def _create_front(run: StageRun, target: Path) -> None:
-    """Make the array of a round anew; round 0 writes into the label image itself."""
+    """Make the array of a round anew; the label image is there already."""
     if target == run.image.labels:
         remove(run.folder / "publish")
         return
@@ -333,13 +376,17 @@ def _state_in(work: Pass, window: Box, number: int) -> Array:
 
 
 def _state_array(image: Image, written_in: int) -> Path:
-    return image.labels if written_in == 0 else image.work / "front" / str(written_in)
+    """Where a round writes: the first one into the label image itself, unless a filter follows."""
+    if written_in == 0:
+        return image.work / "grown.zarr" if image.settings.stitch.filters else image.labels
+    return image.work / "front" / str(written_in)
 
 
 def publish_one(work: Pass, name: str) -> dict[str, Any]:
-    """Copy the last state of a region into the label image."""
+    """Copy the last state of a region into the label image, with new ids if some objects go."""
     image, region = work.image, work.lattice.named(name)
-    states = np.load(image.work / "front" / f"states-{work.args}.npy")
-    source = _state_array(image, int(states[_place(region, work.lattice)]))
-    work.records.add(name, write_shard(image.labels, region.box, read_box(source, region.box)))
+    labels = _state_in(work, region.box, FINAL)
+    if image.settings.stitch.filters:
+        labels = np.load(image.work / "kept.npy", mmap_mode="r")[labels]
+    work.records.add(name, write_shard(image.labels, region.box, labels))
     return {}
