@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import plain
-from segpipe import components
-from segpipe.components import Decode, RegionComponents, label_region, merge_seams, to_byte
+from segpipe import seams
+from segpipe.components import Decode, RegionComponents, label_region, to_byte
 from segpipe.errors import SettingsError
 from segpipe.geometry import Lattice
 from segpipe.growth import grow, is_moving, reach
+from segpipe.seams import merge_seams
 
 
 def cut_and_stitch(foreground, interior, decode, cell, order=None, last=4):
@@ -212,7 +213,7 @@ def test_a_broken_seam_is_seen(monkeypatch, broken):
     foreground, interior = smooth(rng, (64, 64), 0.7), smooth(rng, (64, 64), 0.7)
     check(foreground, interior, DEFAULT, 16)
     monkeypatch.setattr(
-        components,
+        seams,
         "_meeting",
         broken,
     )

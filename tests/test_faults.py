@@ -18,10 +18,11 @@ from click.testing import CliRunner
 
 import plain
 from fields import CORE, SIZES, labels_of, nuclei, run, table_of, threshold_model
+from segpipe.cleaning import clean
 from segpipe.cli import main
 from segpipe.models.modelfile import read_card
 from segpipe.records import Records, read_json
-from segpipe.run import clean, predict
+from segpipe.run import predict
 from segpipe.settings import load_settings
 from segpipe.stages.image import decode_of
 

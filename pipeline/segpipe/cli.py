@@ -183,7 +183,7 @@ def info(file: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 def clean(out: Path) -> None:
     """Remove the work files of finished images from OUT; results stay."""
-    from segpipe.run import clean as remove_work
+    from segpipe.cleaning import clean as remove_work
 
     unfinished = remove_work(out)
     for name in unfinished:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import percentiles
-from segpipe.components import label_region, merge_seams
+from segpipe.components import label_region
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box, Lattice, TileGrid
 from segpipe.growth import grow
@@ -17,6 +17,7 @@ from segpipe.inference import predict_region
 from segpipe.models.card import ModelCard
 from segpipe.models.modelfile import find_model
 from segpipe.properties import keeps, renumber, sum_region
+from segpipe.seams import merge_seams
 from segpipe.segmenter import load_segmenter
 from segpipe.settings import Settings
 from segpipe.stages.image import decode_of, intensity_range

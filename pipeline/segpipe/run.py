@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 
 from segpipe.compute import Engine, SerialEngine, open_engine, usable_cores
 from segpipe.errors import InputError, SegpipeError, SettingsError, Stopped
-from segpipe.inputs import Input, find_inputs
+from segpipe.inputs import find_inputs
 from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
@@ -28,16 +25,15 @@ from segpipe.stages.image import (
     NEEDS,
     STAGES,
     Image,
-    Manifest,
     current_manifest,
     forget,
     is_whole,
-    work_folder,
 )
 from segpipe.stages.infer import infer
 from segpipe.stages.measure import measure, preview_path, table_path
 from segpipe.stages.stitch import stitch
 from segpipe.stages.tile import tile
+from segpipe.stopping import stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +238,7 @@ def _run_all(
     gpus = gpu_count(settings.infer.device) if "infer" in pixels else 0
     results = []
     with (
-        _stop_on_signals() as stop,
+        stop_on_signals() as stop,
         ProgressBar(pixels) as bar,
         open_engine(kind, choice.workers, choice.attempts, BYTES_PER_WORKER, gpus) as engine,
     ):
@@ -335,84 +331,3 @@ def _conclude(result: RunResult, started: int) -> None:
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         where = result.out / "run.json"
         log.error("failed: %s%s; why is in %s", ", ".join(names[:10]), more, where)
-
-
-# --- stopping -------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Stop:
-    """Whether to stop was asked, and the engine to tell."""
-
-    asked: bool = False
-    engine: Engine | None = None
-
-    def watch(self, engine: Engine) -> None:
-        """Stop this engine when asked, or now if that was before it stood."""
-        self.engine = engine
-        if self.asked:
-            engine.stop()
-
-    def ask(self, _number: int, _frame: object) -> None:
-        """Handler of the signals."""
-        if self.asked:  # asked twice: now
-            raise KeyboardInterrupt
-        self.asked = True
-        log.warning("stopping; the same command goes on from here")
-        if self.engine is not None:
-            self.engine.stop()
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM stop the engine, whose `run` then raises Stopped; what is done stays done."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def find_images(out: Path) -> list[Input]:
-    """The images that OUT knows, by the names given to them."""
-    from segpipe.records import read_json
-
-    known = read_json(out / "manifests" / "images.json")
-    if not isinstance(known, dict):
-        raise SettingsError(f"{out} holds no results of segpipe")
-    return [Input(name, Path(source)) for name, source in sorted(known.items())]
-
-
-def clean(out: Path) -> list[str]:
-    """Remove work arrays of the images that are done; the names of those that are not."""
-    unfinished = []
-    for one in find_images(out):
-        work = work_folder(out, one.name)
-        if not _is_finished(out, one.name):
-            unfinished.append(one.name)
-        elif work.exists():
-            with locked(work, one.name):
-                shutil.rmtree(work)
-    top = out / ".segpipe"
-    for lock in top.rglob("*.lock"):
-        lock.unlink()
-    for place, _, _ in sorted(os.walk(top), reverse=True):
-        with contextlib.suppress(OSError):
-            Path(place).rmdir()
-    return unfinished
-
-
-def _is_finished(out: Path, name: str) -> bool:
-    """Whether all four stages are done, each from the result of the one before."""
-    token = None
-    for stage in STAGES:
-        manifest = Manifest.read(out / "manifests" / f"{name}.{stage}.json")
-        if manifest is None or manifest.failed or manifest.before != token:
-            return False
-        token = manifest.token
-    return True

@@ -17,8 +17,8 @@ from segpipe.geometry import Box, Lattice
 from segpipe.properties import ROW, bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
 from segpipe.stages.image import Image, Manifest, Progress, current_manifest, manifest_before
+from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.stage_run import Pass, StageRun
-from segpipe.stages.stitch import probabilities_in
 from segpipe.stages.tile import pyramid_level, ranges_of
 from segpipe.store import LABEL_GROUP, halve_nearest, read_box
 

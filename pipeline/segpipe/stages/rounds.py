@@ -1,0 +1,199 @@
+"""Growth on disk: rounds over regions until nothing moves, and the label image that they leave.
+
+The first round reads the seeds' ids and writes the label image (or, when a filter follows, an array of
+its own). Later rounds, which only objects larger than a halo need, write the regions that a moving
+front has reached into `front/1`, `front/2`, ...: a region's state is read from the round that wrote it
+last, and nothing is changed in place. At the end the last states are published.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe.errors import InputError
+from segpipe.geometry import Box, Lattice, Region
+from segpipe.growth import grow, is_moving, reach
+from segpipe.properties import bands_of_rows, keeps, renumber, sum_region
+from segpipe.stages.image import Image, is_whole, remove
+from segpipe.stages.seeds import filled_probabilities, looked_up, place_of, probabilities_in
+from segpipe.stages.stage_run import Pass, StageRun
+from segpipe.store import create_array, read_box, write_shard
+
+Array = np.ndarray[Any, np.dtype[Any]]
+FINAL = -1
+"""In place of a round's number: after all of them."""
+LATER_STEPS = 128
+"""Steps of the rounds after the first; any number gives the same labels."""
+
+
+@dataclass(frozen=True)
+class GrowArgs:
+    """One round of growth."""
+
+    steps: tuple[int, ...]
+    halo: int
+    target: Path
+    round: int
+
+
+def grow_regions(run: StageRun, lattice: Lattice) -> Array:
+    """Grow until nothing moves; for each region the round that wrote its labels last."""
+    image = run.image
+    published = run.folder / "publish"
+    if image.manifest_path("stitch").exists() and not is_whole(image, "stitch"):
+        # A finished label image lost a shard: which state it held is not known, so grow again.
+        for old in (published, *run.folder.glob("grow-*")):
+            remove(old)
+    steps, halo = reach(image.decode, image.decode.growth_steps)
+    state = np.full(len(lattice), 0, np.int64)  # the round that wrote each region last
+    number = 0
+    regions: list[Region] = list(lattice)
+    while True:
+        target = _state_array(image, number)
+        args = GrowArgs(steps, halo, target, number)
+        if number:
+            _save_states(image, number, state)
+        found = run.over(
+            f"grow-{number}",
+            grow_one,
+            lattice,
+            args,
+            regions=regions,
+            prepare=lambda target=target: _create_front(run, target),  # type: ignore[misc]
+            array=target,
+            # Once publishing has begun, labels hold later states than those of round 0.
+            check=target != image.labels or not published.exists(),
+        )
+        for region in regions:
+            state[place_of(region, lattice)] = number
+        moving = [lattice.named(name) for name, record in found.items() if record.facts["moving"]]
+        if not moving or run.failed:  # what failed is tried again by the next run
+            break
+        regions = _reached(moving, lattice, LATER_STEPS)
+        steps, halo = (0,) * (len(steps) - 1) + (LATER_STEPS,), LATER_STEPS + 1
+        number += 1
+    return state
+
+
+def drop_objects(run: StageRun, lattice: Lattice, states: Array, first_ids: list[int]) -> list[int]:
+    """Number the finished objects that stay, in kept.npy by old id; the new first ids of the bands."""
+    image, stitch = run.image, run.image.settings.stitch
+    _save_states(image, FINAL, states)
+    found = run.over("objects", sum_objects, lattice)
+    if len(found) < len(lattice):
+        raise InputError(f"{image.name}: stitch: {run.failed[-1]['error']}")
+    records = run.records("objects")
+
+    def rows_of(row: int) -> Array:
+        regions = [lattice[row, column] for column in range(lattice.count[1])]
+        return np.concatenate([records.payload(found[one.name])["rows"] for one in regions])
+
+    new_ids = np.zeros(first_ids[-1], np.uint32)
+    new_firsts = [1]
+    rows_of_band = [functools.partial(rows_of, row) for row in range(lattice.count[0])]
+    for rows in bands_of_rows(first_ids, rows_of_band):
+        kept = keeps(rows, stitch.max_area, stitch.min_probability)
+        new_ids[rows["id"]] = renumber(kept, new_firsts[-1] - 1)
+        new_firsts.append(new_firsts[-1] + int(kept.sum()))
+    np.save(image.work / "kept.npy", new_ids)
+    return new_firsts
+
+
+def sum_objects(work: Pass, name: str) -> dict[str, Any]:
+    """Sums over the grown objects in one region."""
+    image, box = work.image, work.lattice.named(name).box
+    foreground, _ = probabilities_in(image, box)
+    rows = sum_region(_state_in(work, box, FINAL), foreground, box)
+    work.records.add(name, None, {"rows": rows})
+    return {}
+
+
+def publish(run: StageRun, lattice: Lattice, states: Array) -> None:
+    """Copy the last state of the regions that do not hold it yet into the label image."""
+    image = run.image
+    late = [
+        region
+        for region in lattice
+        if image.settings.stitch.filters or states[place_of(region, lattice)] > 0
+    ]
+    if late and not run.failed:  # what failed is tried again by the next run
+        _save_states(image, FINAL, states)
+        run.over("publish", publish_one, lattice, regions=late, array=image.labels)
+
+
+def _save_states(image: Image, number: int, state: Array) -> None:
+    """Where round `number`, or FINAL, finds each region's labels: the round that wrote them last."""
+    folder = image.work / "front"
+    folder.mkdir(exist_ok=True)
+    np.save(folder / f"states-{number}.npy", state)
+
+
+def _create_front(run: StageRun, target: Path) -> None:
+    """Make the array of a round anew; the label image is there already."""
+    remove(run.folder / "publish")
+    if target == run.image.labels:
+        return
+    remove(target)
+    create_array(target, (), run.image.label_grid, np.dtype(np.uint32))
+
+
+def _reached(moving: Iterable[Region], lattice: Lattice, steps: int) -> list[Region]:
+    """Regions that a front moving through `moving` may reach within `steps`."""
+    names = {}
+    for region in moving:
+        for near in lattice.meeting(region.box.grow(steps)):
+            names[near.index] = near
+    return [names[index] for index in sorted(names)]
+
+
+def grow_one(work: Pass, name: str) -> dict[str, Any]:
+    """One round of growth in one region."""
+    image, region, args = work.image, work.lattice.named(name), work.args
+    window = region.box.grow(args.halo).intersect(Box(0, 0, *work.lattice.shape))
+    levels = image.decode.growth_levels(*filled_probabilities(image, window))
+    labels = (
+        looked_up(image, "seeds", window)
+        if args.round == 0
+        else _state_in(work, window, args.round)
+    )
+    grown = grow(labels, levels, args.steps)
+    core = region.box.within(window)
+    shard = write_shard(args.target, region.box, grown[core.slices])
+    work.records.add(name, shard, moving=is_moving(grown, levels, core))
+    return {}
+
+
+def _state_in(work: Pass, window: Box, number: int) -> Array:
+    """Labels in a window as they were before round `number`."""
+    image = work.image
+    states = np.load(image.work / "front" / f"states-{number}.npy")
+    labels = np.empty(window.shape, np.uint32)
+    for region in work.lattice.meeting(window):
+        part = region.box.intersect(window)
+        labels[part.within(window).slices] = read_box(
+            _state_array(image, int(states[place_of(region, work.lattice)])), part
+        )
+    return labels
+
+
+def _state_array(image: Image, written_in: int) -> Path:
+    """Where a round writes: the first one into the label image itself, unless a filter follows."""
+    if written_in == 0:
+        return image.work / "grown.zarr" if image.settings.stitch.filters else image.labels
+    return image.work / "front" / str(written_in)
+
+
+def publish_one(work: Pass, name: str) -> dict[str, Any]:
+    """Copy the last state of a region into the label image, with new ids if some objects go."""
+    image, region = work.image, work.lattice.named(name)
+    labels = _state_in(work, region.box, FINAL)
+    if image.settings.stitch.filters:
+        labels = np.load(image.work / "kept.npy", mmap_mode="r")[labels]
+    work.records.add(name, write_shard(image.labels, region.box, labels))
+    return {}

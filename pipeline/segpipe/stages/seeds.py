@@ -1,0 +1,103 @@
+"""What growth starts from: probabilities with holes filled, and slots that are looked up in tables.
+
+An array of slots (`seeds.zarr`, `holes.zarr`) is written before the reduction knows what its numbers
+mean; the reduction writes one table per region (`.bin`, with offsets in `.npy`), and readers look up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe.errors import InputError
+from segpipe.geometry import Box, Lattice, Region
+from segpipe.holes import HoleRecord, fill_holes, label_holes
+from segpipe.stages.image import Image, remove
+from segpipe.stages.stage_run import Pass, StageRun
+from segpipe.store import create_array, read_box, write_shard
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def probabilities_in(image: Image, box: Box) -> tuple[Array, Array]:
+    """Foreground and interior of a box, (h, w) uint8 each; a model without interior repeats itself."""
+    outputs = image.model.card.outputs
+    names = ("foreground", "interior" if "interior" in outputs else "foreground")
+    planes = [outputs.index(name) for name in names]
+    foreground, interior = read_box(image.probabilities, box, planes)
+    return foreground, interior
+
+
+def filled_probabilities(image: Image, box: Box) -> tuple[Array, Array]:
+    """As `probabilities_in`; the foreground is certain in holes that are to be filled."""
+    foreground, interior = probabilities_in(image, box)
+    if image.settings.stitch.max_hole:
+        foreground = np.where(looked_up(image, "holes", box) > 0, np.uint8(255), foreground)
+    return foreground, interior
+
+
+def looked_up(image: Image, name: str, window: Box) -> Array:
+    """What the slots of `<name>.zarr` mean in a window: (h, w) uint32."""
+    folder, lattice = image.work, image.label_lattice
+    offsets = np.load(folder / f"{name}.npy")
+    values = np.empty(window.shape, np.uint32)
+    for region in lattice.meeting(window):
+        part = region.box.intersect(window)
+        place = place_of(region, lattice)
+        start, end = offsets[place], offsets[place + 1]
+        table = np.fromfile(folder / f"{name}.bin", "<u4", count=end - start, offset=4 * start)
+        values[part.within(window).slices] = table[read_box(folder / f"{name}.zarr", part)]
+    return values
+
+
+def write_tables(path: Path, tables: Iterable[Array]) -> None:
+    """Write what each slot of an array of slots means, one table per region in raster order."""
+    offsets = [0]
+    with path.with_suffix(".bin").open("wb") as file:
+        for table in tables:
+            file.write(table.astype("<u4").tobytes())
+            offsets.append(offsets[-1] + len(table))
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(path.with_suffix(".npy"), np.asarray(offsets, np.int64))
+
+
+def find_holes(run: StageRun, lattice: Lattice) -> None:
+    """Which pixels are in holes of the foreground that are to be filled: holes.zarr and its tables."""
+    image = run.image
+    path = image.work / "holes.zarr"
+
+    def prepare() -> None:
+        remove(path)
+        create_array(path, (), image.label_grid, np.dtype(np.uint32))
+
+    found = run.over("holes", find_holes_in, lattice, array=path, prepare=prepare)
+    if len(found) < len(lattice):  # a hole there could not be told from the outside
+        raise InputError(f"{image.name}: stitch: {run.failed[-1]['error']}")
+    records = run.records("holes")
+
+    def record_of(region: Region) -> HoleRecord:
+        return HoleRecord(**records.payload(found[region.name]))
+
+    tables = fill_holes(lattice, record_of, image.settings.stitch.max_hole)
+    write_tables(image.work / "holes", tables)
+
+
+def find_holes_in(work: Pass, name: str) -> dict[str, Any]:
+    """Holes of one region."""
+    image, region = work.image, work.lattice.named(name)
+    foreground, _ = probabilities_in(image, region.box)
+    mask = foreground >= image.decode.foreground
+    slots, record = label_holes(mask, region, work.lattice, image.settings.stitch.max_hole)
+    shard = write_shard(image.work / "holes.zarr", region.box, slots)
+    work.records.add(name, shard, vars(record))
+    return {}
+
+
+def place_of(region: Region, lattice: Lattice) -> int:
+    """Number of a region in raster order."""
+    return region.index[0] * lattice.count[1] + region.index[1]
