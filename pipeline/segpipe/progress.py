@@ -36,7 +36,7 @@ class ProgressBar:
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
             smoothing=0.05,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} Mpx, {rate_fmt}, "
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} Mpx, {rate_noinv_fmt}, "
             "{remaining} left",
         )
 

@@ -209,7 +209,7 @@ class StageRun:
         manifest.write(self.image.manifest_path(self.stage))
         pixels = self.image.layout.plane[0] * self.image.layout.plane[1]
         log.info(
-            "%s: %s: %d regions (%d done before), %.1f s, %.2f Mpx/s",
+            "%s: %s: regions %d (%d done before), %.1f s, %.2f Mpx/s",
             self.image.name,
             self.stage,
             self.done_now,
