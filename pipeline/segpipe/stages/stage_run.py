@@ -162,6 +162,8 @@ class StageRun:
                 if array is not None:  # it failed after it was written: absent, like its record
                     shard_path(array, box).unlink(missing_ok=True)
                 self._fail(pass_name, outcome.region, box, outcome.error)
+                if len(boxes) > 1:  # else the image's own line says it
+                    self._log_failure(outcome.region, box, outcome.error)
         found = records.read()
         missing = sorted(region.name for region in chosen if region.name not in found)
         if missing:
@@ -171,10 +173,6 @@ class StageRun:
         return found
 
     def _fail(self, pass_name: str, region: str, box: Box, error: str) -> None:
-        if len(self.failed) < LOGGED_FAILURES:
-            log.error("%s: %s: region %s %s: %s", self.image.name, self.stage, region, box, error)
-        elif len(self.failed) == LOGGED_FAILURES:
-            log.error("%s: %s: more regions fail; all are in run.json", self.image.name, self.stage)
         self.failed.append(
             {
                 "pass": pass_name,
@@ -183,6 +181,12 @@ class StageRun:
                 "error": error,
             }
         )
+
+    def _log_failure(self, region: str, box: Box, error: str) -> None:
+        if len(self.failed) <= LOGGED_FAILURES:
+            log.error("%s: %s: region %s %s: %s", self.image.name, self.stage, region, box, error)
+        elif len(self.failed) == LOGGED_FAILURES + 1:
+            log.error("%s: %s: more regions fail; all are in run.json", self.image.name, self.stage)
 
     def records(self, pass_name: str) -> Records:
         """The records of a pass that was run."""
