@@ -83,10 +83,7 @@ def test_one_corrupt_tile_is_named_and_the_rest_is_finished(tmp_path):
     assert "field" in str(result.images[0].error) and "1 region failed" in str(
         result.images[0].error
     )
-    assert result.images[0].failed_regions[0]["box"] == [0, 0, 128, 128] or (
-        result.images[0].failed_regions[0]["box"] == [0, 128, 128, 256]
-        or result.images[0].failed_regions[0]["box"][1] in (0, 128)
-    )
+    assert [one["box"] for one in result.images[0].failed_regions] == [[0, 0, 128, 128]]
     assert labels_of(tmp_path / "out", "field").max() > 0
     path.write_bytes(whole.read_bytes())
     assert run(path, tmp_path / "out", "tile.region=128").exit_code == 0
@@ -249,7 +246,7 @@ def test_names_with_spaces_unicode_dots_and_markup(tmp_path):
     result = run(folder, out)
     assert result.exit_code == 0
     assert len(list(out.glob("*.parquet"))) == len(names)
-    assert {path.resolve().parent for path in out.iterdir()} == {out.resolve()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in put", "out"]
 
 
 def test_names_cannot_leave_the_output_folder_and_stay_once_given(tmp_path):

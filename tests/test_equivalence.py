@@ -51,7 +51,7 @@ def test_serial_gives_the_plain_decode_of_its_probabilities(reference):
 @pytest.mark.parametrize(
     "settings",
     [
-        ("engine.kind=serial", f"tile.region={CORE * 2}"),
+        ("engine.kind=serial", f"tile.region={CORE}"),
         ("engine.kind=serial", f"tile.region={CORE * 8}"),
         ("engine.kind=serial", f"stitch.region={SMALL}"),
         ("engine.kind=local", "engine.workers=1"),
