@@ -67,7 +67,7 @@ sys.path.insert(0, {tests!r})
 from fields import SIZES
 from segpipe.cli import main
 if __name__ == "__main__":
-    sets = [part for size in SIZES for part in ("-s", size)]
+    sets = [part for size in (*SIZES, "tile.region=64") for part in ("-s", size)]
     main(["predict", sys.argv[1], "-o", sys.argv[2], *sets, "--engine", "{engine}", "--workers", "2"])
 """
 
@@ -190,7 +190,7 @@ def test_a_signal_stops_and_says_how_to_go_on(image, reference, tmp_path, engine
     assert process.returncode == 130, errors
     assert "run the same command to go on" in errors
     assert "Traceback" not in errors
-    assert run(image, tmp_path).exit_code == 0
+    assert run(image, tmp_path, "tile.region=64").exit_code == 0
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
     again = [key for key, times in records_of(tmp_path).items() if times > 1]
     assert len(again) <= 2 * (engine == "local"), "only what was in flight may be done again"
