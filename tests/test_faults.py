@@ -176,6 +176,26 @@ def test_what_is_lost_is_missed_and_made_again(winding, reference, tmp_path, los
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        ".segpipe/line.work/probabilities.zarr",
+        "line.ome.zarr/0",
+        "line.ome.zarr/labels/instances/1",
+    ],
+)
+def test_a_flipped_bit_is_found_by_verify_and_mended(winding, reference, tmp_path, array):
+    assert run(winding, tmp_path, *FAST_GROWTH).exit_code == 0
+    shard = sorted(path for path in (tmp_path / array / "c").rglob("*") if path.is_file())[-1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:30] + bytes([whole[30] ^ 4]) + whole[31:])
+    assert run(winding, tmp_path, *FAST_GROWTH).images[0].status == "skipped"
+    assert run(winding, tmp_path, *FAST_GROWTH, verify=True).images[0].status == "done"
+    assert shard.read_bytes() == whole
+    assert run(winding, tmp_path, *FAST_GROWTH, verify=True).images[0].status == "skipped"
+    np.testing.assert_array_equal(labels_of(tmp_path, "line"), labels_of(reference, "line"))
+
+
 def test_a_stage_after_clean_refuses_before_it_touches_anything(winding, reference, tmp_path):
     assert run(winding, tmp_path, *FAST_GROWTH).exit_code == 0
     assert clean(tmp_path) == []

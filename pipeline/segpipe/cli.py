@@ -71,6 +71,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--pixel-size", type=float, metavar="UM", help="Size of a pixel in um."),
         click.option("--restart", is_flag=True, help="Forget what OUT holds of these images."),
+        click.option(
+            "--verify", is_flag=True, help="First check what is finished against its checksums."
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -118,6 +121,7 @@ def _run(
     channels: tuple[str, ...],
     pixel_size: float | None,
     restart: bool,
+    verify: bool,
 ) -> None:
     _log_to_stderr()
     from segpipe.settings import load_settings
@@ -136,7 +140,7 @@ def _run(
     )
     from segpipe.run import predict as run
 
-    result = run(list(inputs), out, settings, stages=stages, restart=restart)
+    result = run(list(inputs), out, settings, stages=stages, restart=restart, verify=verify)
     sys.exit(result.exit_code)
 
 

@@ -105,10 +105,14 @@ class Records:
         state = read_json(self.folder / "pass.json")
         return isinstance(state, dict) and state.get("fingerprint") == self.fingerprint
 
-    def begin(self) -> None:
-        """Drop all records and start under this fingerprint; call when the arrays are made."""
+    def begin(self, array: Path | None = None) -> None:
+        """Drop all records and start under this fingerprint; call when the arrays are made.
+
+        `array` is the one whose shards the records tell of, if any.
+        """
         shutil.rmtree(self.folder, ignore_errors=True)
-        write_json(self.folder / "pass.json", {"fingerprint": self.fingerprint})
+        where = None if array is None else os.path.relpath(array, self.folder)
+        write_json(self.folder / "pass.json", {"fingerprint": self.fingerprint, "array": where})
 
     def discard(self, regions: Collection[str]) -> None:
         """Forget regions whose shard turned out missing or torn, before they are done again.

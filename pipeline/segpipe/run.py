@@ -34,6 +34,7 @@ from segpipe.stages.measure import measure, preview_path, table_path
 from segpipe.stages.stitch import stitch
 from segpipe.stages.tile import tile
 from segpipe.stopping import stop_on_signals
+from segpipe.verifying import remove_damaged
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def predict(
     *,
     stages: Sequence[str] = STAGES,
     restart: bool = False,
+    verify: bool = False,
 ) -> RunResult:
     """Segment files and folders into OUT; what is done already is not done again.
 
@@ -96,6 +98,8 @@ def predict(
         Run only these; others must be done.
     restart
         Forget what OUT holds of these inputs.
+    verify
+        First compare all finished shards with their checksums; damaged ones are made again.
 
     Returns
     -------
@@ -115,6 +119,9 @@ def predict(
     search = find_inputs([Path(path) for path in inputs], folder)
     prepared = prepare(search, folder, settings)
     results: list[ImageResult] = []
+    for image in prepared.images if verify else []:
+        with locked(image.work, image.name):
+            remove_damaged(folder, image.name)
     todo: list[tuple[Image, list[str]]] = []
     for image in prepared.images:
         needed = list(stages) if restart else stages_to_run(image, stages)

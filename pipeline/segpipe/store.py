@@ -167,6 +167,14 @@ def write_shard(path: Path, box: Box, pixels: Array) -> Shard:
     return Shard(len(data), zlib.crc32(data))
 
 
+def damaged_shard(path: Path, index: str, shard: Shard) -> Path | None:
+    """The file of the shard of this `y_x` index if it is not what was recorded; None if it is."""
+    planes = ("0",) * (open_array(path).ndim - 2)
+    file = path.joinpath("c", *planes, *index.split("_"))
+    data = file.read_bytes() if file.exists() else b""
+    return None if (len(data), zlib.crc32(data)) == (shard.length, shard.checksum) else file
+
+
 def shard_is_whole(path: Path, box: Box, shard: Shard, *, verify: bool = False) -> bool:
     """Whether the file is there with the recorded length (and, if asked, checksum)."""
     file = shard_path(path, box)

@@ -126,7 +126,7 @@ class StageRun:
         )
         if not records.is_current():
             prepare()
-            records.begin()
+            records.begin(array)
         chosen = list(lattice if regions is None else regions)
         found = records.read()
         torn = [

@@ -1,0 +1,42 @@
+"""`--verify`: every finished shard is read and compared with the checksum in its record."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from segpipe.records import Records, read_json
+from segpipe.stages.image import forget, work_folder
+from segpipe.store import Shard, damaged_shard
+
+log = logging.getLogger(__name__)
+
+
+def remove_damaged(out: Path, name: str) -> int:
+    """Remove the shards of an image that are not what was recorded, so that they are made again.
+
+    Returns how many there were. What `clean` has removed the records of cannot be checked so; the
+    inner chunks still carry a crc32c, which is checked whenever they are read.
+    """
+    recorded: dict[tuple[str, Path, str], Shard] = {}
+    passes = sorted((work_folder(out, name) / "records").glob("*/*/pass.json"))
+    for told in sorted(passes, key=lambda path: path.parent.name == "publish"):  # it came last
+        state = read_json(told)
+        if not isinstance(state, dict) or not state.get("array"):
+            continue
+        array = (told.parent / state["array"]).resolve()
+        if not (array / "zarr.json").exists():
+            continue
+        for record in Records(told.parent, state["fingerprint"]).read().values():
+            if record.shard is not None:
+                recorded[told.parent.parent.name, array, record.region] = record.shard
+    damaged = 0
+    for (stage, array, region), shard in recorded.items():
+        file = damaged_shard(array, region, shard)
+        if file is not None:
+            log.warning("%s: %s: %s is damaged; its region is done again", name, stage, file)
+            file.unlink(missing_ok=True)
+            forget(out, name, [stage], records=False)
+            damaged += 1
+    log.info("%s: %d shards are verified, %d were damaged", name, len(recorded), damaged)
+    return damaged
