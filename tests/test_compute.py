@@ -6,9 +6,16 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
-from segpipe.compute import LocalEngine, SerialEngine, default_workers, usable_cores
+from segpipe.compute import (
+    LocalEngine,
+    SerialEngine,
+    default_workers,
+    gpu_index,
+    usable_cores,
+)
 from segpipe.errors import InputError, Stopped
 
 
@@ -41,7 +48,7 @@ NAMES = [f"0_{number}" for number in range(9)]
 
 @pytest.fixture(scope="module")
 def local():
-    engine = LocalEngine(2, attempts=2)
+    engine = LocalEngine(2, attempts=2, gpus=1)
     yield engine
     engine.close()
 
@@ -77,6 +84,34 @@ def test_a_bug_is_not_taken_for_bad_data(engine):
 def test_a_worker_that_dies_is_replaced(local, tmp_path):
     outcomes = list(local.run(die_once, str(tmp_path), NAMES))
     assert sorted(one.region for one in outcomes if one.error is None) == NAMES
+
+
+def gpu_of(job, region):
+    return {"pid": os.getpid(), "gpu": gpu_index()}
+
+
+def test_what_needs_a_gpu_goes_to_the_worker_that_owns_it_also_after_its_death(local, tmp_path):
+    before = list(local.run(gpu_of, None, NAMES, on_gpu=True))
+    assert {one.facts["gpu"] for one in before} == {0}
+    assert len({one.facts["pid"] for one in before}) == 1
+    assert len(list(local.run(die_once, str(tmp_path), NAMES, on_gpu=True))) == len(NAMES)
+    after = list(local.run(gpu_of, None, NAMES, on_gpu=True))
+    assert {one.facts["gpu"] for one in after} == {0}
+    assert {one.facts["pid"] for one in after} != {one.facts["pid"] for one in before}
+    others = {one.facts["pid"] for one in local.run(gpu_of, None, NAMES * 3)}
+    assert len(others) == 2 and not others & {one.facts["pid"] for one in [*before, *after]}
+
+
+def test_everything_listens_on_the_loopback_alone(local):
+    here = psutil.Process()
+    listening = [
+        connection.laddr.ip
+        for process in [here, *here.children(recursive=True)]
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 4
+    assert set(listening) <= {"127.0.0.1", "::1"}
 
 
 def test_stop_takes_no_more_regions():

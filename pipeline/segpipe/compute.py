@@ -105,61 +105,36 @@ class LocalEngine:
     Parameters
     ----------
     gpus
-        Of the workers, the first so many own one GPU each (`gpu_index`); tasks that use it go to
-        them alone, so that a GPU has one process and the CPUs do the rest meanwhile.
+        Processes beside the workers that own one GPU each (`gpu_index`); tasks that use it go to
+        them, so that a GPU has one process and the CPUs do the rest meanwhile. A pool of their own,
+        because a task that is tied to a worker would wait for ever for one that died.
     """
 
     def __init__(self, workers: int, attempts: int = 3, gpus: int = 0) -> None:
-        import dask
-        from distributed import Client, LocalCluster
-
-        self.workers = max(workers, gpus)
+        self.workers = workers
         self.gpus = gpus
         self.attempts = attempts
         self._stop = threading.Event()
-        with dask.config.set(
-            {
-                # A death marks every task assigned to the worker; the window keeps those few.
-                "distributed.scheduler.allowed-failures": 10,
-                "distributed.scheduler.worker-ttl": None,  # numba and torch hold the GIL at first use
-                "distributed.worker.memory.target": False,
-                "distributed.worker.memory.spill": False,
-                "distributed.worker.memory.pause": False,
-                "distributed.worker.memory.terminate": False,
-                "distributed.admin.tick.limit": "1h",
-                "distributed.comm.timeouts.connect": "60s",
-            }
-        ):
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
-            self._cluster = LocalCluster(
-                n_workers=self.workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                silence_logs=logging.CRITICAL,
-                local_directory=None,
-            )
-            self._client = Client(self._cluster)
-        self._client.register_plugin(_worker_plugin())
+        self._pools = [_start_pool(workers)]
+        if gpus:
+            self._pools.append(_start_pool(gpus))
 
     def stop(self) -> None:
         self._stop.set()
 
     def close(self) -> None:
         """End the processes."""
-        self._client.close(timeout=5)
-        self._cluster.close(timeout=10)
+        for client, cluster in self._pools:
+            client.close(timeout=5)
+            cluster.close(timeout=10)
 
     def run(
         self, task: Task, job: Any, regions: Sequence[str], *, on_gpu: bool = False
     ) -> Iterator[Outcome]:
         from distributed.scheduler import KilledWorker
 
-        # By name: a worker that died comes back under its name, not at its address.
-        chosen = list(range(self.gpus)) if on_gpu and self.gpus else None
-        slots = IN_FLIGHT_PER_WORKER * (len(chosen) if chosen else self.workers)
-
+        client, _ = self._pools[-1 if on_gpu else 0]
+        slots = IN_FLIGHT_PER_WORKER * (self.gpus if on_gpu and self.gpus else self.workers)
         bad_data = (*BAD_DATA, KilledWorker)
         todo = deque((region, 1) for region in regions)
         flying: dict[Any, tuple[str, int]] = {}
@@ -168,7 +143,7 @@ class LocalEngine:
             while todo or flying:
                 while todo and len(flying) < slots:
                     region, attempt = todo.popleft()
-                    future = self._client.submit(task, job, region, pure=False, workers=chosen)
+                    future = client.submit(task, job, region, pure=False)
                     flying[future] = (region, attempt)
                     future.add_done_callback(ended.put)
                 future = self._next(ended)
@@ -187,7 +162,7 @@ class LocalEngine:
                     yield Outcome(region, None, describe(error))
         finally:
             if flying:
-                self._client.cancel(list(flying))
+                client.cancel(list(flying))
 
     def _next(self, ended: queue.SimpleQueue[Any]) -> Any:
         """The next task that ended, looking up now and then whether to stop."""
@@ -195,6 +170,40 @@ class LocalEngine:
             with contextlib.suppress(queue.Empty):
                 return ended.get(timeout=0.05)
         raise Stopped(STOPPED)
+
+
+def _start_pool(workers: int) -> tuple[Any, Any]:
+    """A client, and the cluster of so many processes that it talks to."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    with dask.config.set(
+        {
+            # A death marks every task assigned to the worker; the window keeps those few.
+            "distributed.scheduler.allowed-failures": 10,
+            "distributed.scheduler.worker-ttl": None,  # numba and torch hold the GIL at first use
+            "distributed.worker.memory.target": False,
+            "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.pause": False,
+            "distributed.worker.memory.terminate": False,
+            "distributed.admin.tick.limit": "1h",
+            "distributed.comm.timeouts.connect": "60s",
+        }
+    ):
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # None listens on all interfaces, on one fixed port
+            worker_dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            local_directory=None,
+        )
+        client = Client(cluster, set_as_default=False)
+    client.register_plugin(_worker_plugin())
+    return client, cluster
 
 
 def describe(error: BaseException | None) -> str:
@@ -224,7 +233,7 @@ def _worker_plugin() -> Any:
 
 
 def gpu_index() -> int:
-    """The GPU of this process: the worker's number, 0 where there are no workers."""
+    """The GPU of this process: its number in its pool, 0 where there are no workers."""
     from distributed import get_worker
 
     try:
