@@ -65,6 +65,25 @@ def test_predict_then_info_then_clean_then_nothing_to_do(folder, tmp_path, capfd
     np.testing.assert_array_equal(labels_of(out, "a"), before)
 
 
+def test_a_project_names_input_and_output_and_the_command_line_wins(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        f"input: [{folder / 'sub'}]\noutput: out\nmodel: {threshold_model()}\n"
+    )
+    assert segpipe("predict", "-c", "mine.yaml").exit_code == 0
+    assert table_of(tmp_path / "out", "b").num_rows > 0
+    other = ("predict", folder / "a.tif", "-o", "other", "-c", "mine.yaml")
+    assert segpipe(*other).exit_code == 0
+    assert [path.name for path in (tmp_path / "other").glob("*.parquet")] == ["a.parquet"]
+
+
+@pytest.mark.parametrize(("given", "lacking"), [(("-o", "out"), "INPUTS"), (("a.tif",), "OUT")])
+def test_what_is_lacking_is_said_in_one_line(given, lacking):
+    result = segpipe("predict", *given)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert f"segpipe: no {lacking}" in result.stderr
+
+
 def test_stages_by_hand_give_what_predict_gives(folder, tmp_path):
     for stage in ("tile", "infer", "stitch", "measure"):
         result = segpipe("stage", stage, folder / "a.tif", "-o", tmp_path / "by hand", *SETS)

@@ -8,7 +8,17 @@ import pytest
 import yaml
 
 from segpipe.errors import SettingsError
-from segpipe.settings import KNOWN_KEYS, Settings, default_yaml, load_settings, parse_settings
+from segpipe.settings import (
+    KNOWN_KEYS,
+    PROJECT_KEYS,
+    Project,
+    Settings,
+    default_yaml,
+    load_project,
+    load_settings,
+    parse_project,
+    parse_settings,
+)
 
 
 def test_later_sources_win(tmp_path):
@@ -44,6 +54,11 @@ def test_lists_and_numbers_are_parsed_as_yaml():
         ({"stitch": {"region": 700}}, "stitch.region 700 is not a multiple of tile.chunk 512"),
         ({"stitch": {"foreground": 2}}, "stitch.foreground"),
         ({"infer": {"device": "tpu"}}, "infer.device"),
+        ({"inptu": "a"}, "unknown setting 'inptu'; did you mean 'input'?"),
+        ({"batch": 0}, "batch: input should be greater than or equal to 1, got 0"),
+        ({"input": ["a", 7]}, "input: should be a path; one that looks like a number is written"),
+        ({"output": ["a"]}, "output"),
+        ({"model": "a", "infer": {"model": "b"}}, "model a and infer.model b: give one of them"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(tree, message):
@@ -82,8 +97,50 @@ def test_an_empty_file_means_the_defaults_and_a_missing_one_is_an_error(tmp_path
 
 def test_default_yaml_holds_every_key_once_and_is_the_file_in_configs():
     loaded = yaml.safe_load(default_yaml())
-    keys = [f"{section}.{key}" for section, inner in loaded.items() for key in inner]
+    keys = [
+        f"{section}.{key}"
+        for section, inner in loaded.items()
+        for key in (inner if section in Settings.model_fields else [])
+    ]
     assert sorted(keys) == sorted(KNOWN_KEYS)
-    assert parse_settings(loaded) == Settings()
+    assert set(loaded) == {*PROJECT_KEYS, *Settings.model_fields}
+    assert parse_project(loaded) == Project()
     written = Path(__file__).parents[1] / "configs" / "default.yaml"
     assert written.read_text() == default_yaml()
+
+
+def test_project_keys_stand_beside_the_sections(tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text(
+        "input: [slides, more]\noutput: out\nmodel: mine\nbatch: 4\nstitch: {region: 1024}\n"
+    )
+    project = load_project(config)
+    assert project.input == (Path("slides"), Path("more")) and project.output == Path("out")
+    assert project.batch == 4
+    assert project.settings.stitch.region == 1024 and project.settings.infer.model == "mine"
+    assert load_settings(config) == project.settings
+    assert type(project.settings) is Settings
+    assert load_project(config, (), {"infer.model": "other"}).infer.model == "other"
+    assert load_project(config, ["model=other", "batch=2"]).infer.model == "other"
+    assert load_settings(config, ["infer.model=other"]).infer.model == "other"
+
+
+def test_one_path_is_a_list_of_one():
+    assert parse_project({"input": "-a {b}"}).input == (Path("-a {b}"),)
+    assert parse_project({"input": "~/a"}).input == (Path.home() / "a",)
+    assert parse_project({"input": "~a"}).input == (Path("~a"),)
+
+
+@pytest.mark.parametrize(
+    ("tree", "model"),
+    [
+        ({"model": "a", "infer": {"model": "a"}}, "a"),
+        ({"model": "a", "infer": {"model": "auto"}}, "a"),
+        ({"model": "auto", "infer": {"model": "a"}}, "a"),
+        ({"model": None, "infer": {"model": "a"}}, "a"),
+        ({"model": "a"}, "a"),
+        ({}, "auto"),
+    ],
+)
+def test_the_model_may_be_named_at_the_top(tree, model):
+    assert parse_settings(tree).infer.model == model

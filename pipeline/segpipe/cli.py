@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from segpipe import __version__
-from segpipe.errors import SegpipeError
+from segpipe.errors import SegpipeError, SettingsError
 
 STAGES = ("tile", "infer", "stitch", "measure")
 
@@ -41,9 +41,9 @@ def main() -> None:
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that `predict` and `stage` share."""
     options = [
-        click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+        click.argument("inputs", nargs=-1, type=click.Path(path_type=Path)),
         click.option(
-            "-o", "--output", "out", required=True, type=click.Path(path_type=Path),
+            "-o", "--output", "out", type=click.Path(path_type=Path),
             help="Folder of the results; made if need be.",
         ),
         click.option(
@@ -51,7 +51,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="A model of `segpipe models list`, or a file. [default: auto, by the channels]",
         ),
         click.option(
-            "-c", "--config", type=click.Path(path_type=Path), help="Settings as YAML."
+            "-c", "--config", type=click.Path(path_type=Path),
+            help="Settings as YAML; its `input` and `output` stand for INPUTS and -o.",
         ),
         click.option(
             "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE",
@@ -111,7 +112,7 @@ def stage(stage: str, **options: Any) -> None:
 def _run(
     stages: tuple[str, ...],
     inputs: tuple[Path, ...],
-    out: Path,
+    out: Path | None,
     model: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
@@ -124,9 +125,9 @@ def _run(
     verify: bool,
 ) -> None:
     _log_to_stderr()
-    from segpipe.settings import load_settings
+    from segpipe.settings import load_project
 
-    settings = load_settings(
+    project = load_project(
         config,
         overrides,
         {
@@ -138,9 +139,15 @@ def _run(
             "tile.pixel_size_um": pixel_size,
         },
     )
+    given, out = inputs or project.input, out or project.output
+    if not given or out is None:
+        lacking = "no INPUTS: name images or folders" if not given else "no OUT: name it by -o"
+        key = "input" if not given else "output"
+        raise SettingsError(f"{lacking}, or give a YAML that holds `{key}:` by -c")
     from segpipe.run import predict as run
 
-    result = run(list(inputs), out, settings, stages=stages, restart=restart, verify=verify)
+    settings = project.settings
+    result = run(list(given), out, settings, stages=stages, restart=restart, verify=verify)
     sys.exit(result.exit_code)
 
 

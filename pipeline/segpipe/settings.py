@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from segpipe.errors import SettingsError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+AUTO = "auto"
 
 
 def _as_names(value: Any) -> Any:
@@ -25,6 +26,22 @@ def _as_names(value: Any) -> Any:
     if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in several):
         raise ValueError("should be names or numbers of channels")
     return tuple(str(one) for one in several)
+
+
+def _as_paths(value: Any) -> Any:
+    """One path or several: a list of them."""
+    several = value if isinstance(value, list | tuple) else [value]
+    for one in several:
+        if isinstance(one, bool | int | float):  # YAML reads 007 as 7
+            raise ValueError("should be a path; one that looks like a number is written as ./NAME")
+    return [
+        Path(one).expanduser() if isinstance(one, str) and one.startswith("~/") else one
+        for one in several
+    ]
+
+
+def _as_path(value: Any) -> Any:
+    return value if value is None or isinstance(value, list | tuple) else _as_paths(value)[0]
 
 
 class _Section(BaseModel):
@@ -55,7 +72,7 @@ class TileSettings(_Section):
 class InferSettings(_Section):
     """How the network is run. These decide the probabilities to the last bit."""
 
-    model: str = Field("auto", description="name or path of a model file; auto: by the channels")
+    model: str = Field(AUTO, description="name or path of a model file; auto: by the channels")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where it runs")
     batch: int | None = Field(None, ge=1, description="windows at once; null: 1 on CPU, 8 on GPU")
     precision: Literal["float32", "float16", "bfloat16"] = Field(
@@ -151,6 +168,31 @@ class Settings(_Section):
         return self
 
 
+class Project(Settings):
+    """A project's YAML: what to work on at the top, beside the sections of the settings; frozen."""
+
+    input: Annotated[tuple[Path, ...], BeforeValidator(_as_paths)] | None = Field(
+        None, description="an image or a folder that is searched for them, or a list of these"
+    )
+    output: Annotated[Path, BeforeValidator(_as_path)] | None = Field(
+        None, description="folder of the results; made if need be"
+    )
+    model: str | None = Field(None, description="the same as infer.model: give one of them")
+    batch: int = Field(
+        1, ge=1, description="images of one job of the workflow, which loads the model once"
+    )
+
+    @property
+    def settings(self) -> Settings:
+        """The sections: all that decides results."""
+        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+
+
+PROJECT_KEYS: tuple[str, ...] = tuple(
+    name for name in Project.model_fields if name not in Settings.model_fields
+)
+
+
 def read_yaml(path: Path) -> Any:
     """Content of a YAML file, by safe_load.
 
@@ -172,7 +214,16 @@ def load_settings(
     overrides: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Settings from a YAML file, `section.key=value` strings and options, the later over the earlier.
+    """The settings of a project; arguments and errors as in `load_project`."""
+    return load_project(config, overrides, options).settings
+
+
+def load_project(
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Project:
+    """Project from a YAML file, `section.key=value` strings and options, the later over the earlier.
 
     Options are values by dotted name; None leaves the setting as it is.
 
@@ -180,17 +231,16 @@ def load_settings(
     ------
     SettingsError
         A file that is missing or not YAML, an unknown key (the nearest known one is named), a value
-        of the wrong type or out of range, sizes that do not divide.
+        of the wrong type or out of range, sizes that do not divide, two models.
     """
     tree: dict[str, Any] = {}
     if config is not None:
         loaded = read_yaml(config)
         if loaded is not None:
-            tree = _sections(loaded, str(config))
+            tree = one_model(_sections(loaded, str(config)), str(config))
     for text in overrides:
         key, separator, value = text.partition("=")
-        parts = key.strip().split(".")
-        if not separator or len(parts) != 2:
+        if not separator or not (key.count(".") == 1 or key.strip() in PROJECT_KEYS):
             raise SettingsError(
                 f"'{text}' is not SECTION.KEY=VALUE, for example stitch.region=2048"
             )
@@ -198,33 +248,68 @@ def load_settings(
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise SettingsError(f"the value of '{text}' is not YAML") from error
-        tree.setdefault(parts[0], {})[parts[1]] = parsed
+        _put(tree, key.strip(), parsed)
     for dotted, value in (options or {}).items():
         if value is not None:
-            section, key = dotted.split(".")
-            tree.setdefault(section, {})[key] = value
-    return parse_settings(tree)
+            _put(tree, dotted, value)
+    return parse_project(tree)
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    section, _, key = ("infer.model" if dotted == "model" else dotted).rpartition(".")
+    if section:
+        tree.setdefault(section, {})[key] = value
+    else:
+        tree[key] = value
+
+
+def one_model(tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The tree with the model as `infer.model` only.
+
+    Raises
+    ------
+    SettingsError
+        When `model` and `infer.model` name different ones.
+    """
+    told = dict(tree)
+    model, infer = told.pop("model", None), told.get("infer") or {}
+    inner = infer.get("model")
+    if model is None or (model == AUTO and inner is not None):
+        return told
+    if inner not in (None, AUTO, model):
+        raise SettingsError(f"{origin}: model {model} and infer.model {inner}: give one of them")
+    return told | {"infer": {**infer, "model": model}}
 
 
 def _sections(loaded: Any, origin: str) -> dict[str, Any]:
     if not isinstance(loaded, Mapping):
         raise SettingsError(f"{origin} must hold sections with keys, such as 'tile:'")
+    tree: dict[str, Any] = {}
     for name, section in loaded.items():
-        if section is not None and not isinstance(section, Mapping):
+        if name in PROJECT_KEYS:
+            tree[name] = section
+        elif section is not None and not isinstance(section, Mapping):
             raise SettingsError(f"{origin}: '{name}' must hold keys, got {section!r}")
-    return {str(name): dict(section or {}) for name, section in loaded.items()}
+        else:
+            tree[str(name)] = dict(section or {})
+    return tree
 
 
-def parse_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """Settings from nested mappings; errors as in `load_settings`."""
+def parse_settings(tree: Mapping[str, Any]) -> Settings:
+    """Settings from nested mappings; errors as in `load_project`."""
+    return parse_project(tree).settings
+
+
+def parse_project(tree: Mapping[str, Any]) -> Project:
+    """Project from project keys and nested mappings; errors as in `load_project`."""
     for dotted in _keys(tree):
         if dotted not in KNOWN_KEYS:
-            among = KNOWN_KEYS if "." in dotted else tuple(Settings.model_fields)
+            among = KNOWN_KEYS if "." in dotted else (*Settings.model_fields, *PROJECT_KEYS)
             near = difflib.get_close_matches(dotted, among, 1, 0.5) or _same_key(dotted)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(KNOWN_KEYS)}"
             raise SettingsError(f"unknown setting '{dotted}'{hint}")
     try:
-        return Settings.model_validate(tree)
+        return Project.model_validate(one_model(tree, "settings"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:2])
@@ -235,8 +320,10 @@ def parse_settings(tree: Mapping[str, Mapping[str, Any]]) -> Settings:
         raise SettingsError(f"{where}: {message[:1].lower()}{message[1:]}{got}") from None
 
 
-def _keys(tree: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _keys(tree: Mapping[str, Any]) -> Iterator[str]:
     for section, keys in tree.items():
+        if section in PROJECT_KEYS:
+            continue
         if section not in Settings.model_fields:
             yield str(section)
         for key in keys:
@@ -262,13 +349,22 @@ KNOWN_KEYS: tuple[str, ...] = tuple(f"{section}.{key}" for section, key, _, _ in
 def default_yaml() -> str:
     """All settings with their defaults and a comment each: the text of `configs/default.yaml`."""
     lines = [
-        "# Every setting once, with its default. Copy what you change into a YAML of your own."
+        "# Every setting once, with its default. Copy what you change into a YAML of your own.",
+        "",
+        "# What to work on; the command line wins. Paths are relative to the current folder.",
     ]
+    for key in PROJECT_KEYS:
+        field = Project.model_fields[key]
+        lines.append(_line(key, field.default, field.description))
     last = ""
     for section, key, description, default in _describe():
         if section != last:
             lines += ["", f"{section}:"]
             last = section
-        value = yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
-        lines.append(f"  {f'{key}: {value}':<32}# {description}")
+        lines.append("  " + _line(key, default, description))
     return "\n".join(lines) + "\n"
+
+
+def _line(key: str, default: Any, description: str | None) -> str:
+    value = yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
+    return f"{f'{key}: {value}':<32}# {description}"
