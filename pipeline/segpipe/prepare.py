@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segpipe import __version__
 from segpipe.errors import InputError, ModelError, SegpipeError, SettingsError
 from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
-from segpipe.segmenter import device_type
 from segpipe.settings import Settings
 from segpipe.slide import Slide, input_fingerprint, open_slide, select_channels
 from segpipe.stages.image import Image, Layout, Model, NumericPlan, decode_of
@@ -66,17 +66,11 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
     SettingsError, ModelError
         When settings or model are wrong for all inputs: nothing is started.
     """
-    models: dict[str, Model] = {}
-
-    def model_of(name: str) -> Model:
-        if name not in models:
-            models[name] = load_model(name)
-        return models[name]
-
+    model_of = _Models(out)
     plans = _Plans(out, settings)
     images: list[Image] = []
     failed: list[tuple[Input, SegpipeError]] = []
-    if settings.infer.precision == "float16" and device_type(settings.infer.device) == "cpu":
+    if settings.infer.precision == "float16" and not _on_gpu(settings):
         raise SettingsError("infer.precision float16 needs a GPU; use float32, or bfloat16")
     if settings.infer.model != "auto":
         decode_of(settings, model_of(settings.infer.model).card)
@@ -118,6 +112,48 @@ def load_model(name: str) -> Model:
     return Model(path, model_hash(path), card, found.context, found.halo, found.stride, found.exact)
 
 
+class _Models:
+    """Models by name. How far they look is kept in OUT: to find out takes torch, and many processes
+    over one OUT need it that have no other use for torch."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / "manifests" / "models.json"
+        self.loaded: dict[str, Model] = {}
+
+    def __call__(self, name: str) -> Model:
+        if name not in self.loaded:
+            self.loaded[name] = self._known(name) or self._measured(name)
+        return self.loaded[name]
+
+    def _known(self, name: str) -> Model | None:
+        path = find_model(name)
+        told = self._read().get(model_hash(path))
+        return None if told is None else Model(path, model_hash(path), read_card(path), **told)
+
+    def _measured(self, name: str) -> Model:
+        model = load_model(name)
+        fields = ("context", "halo", "stride", "exact")
+        told = {field: getattr(model, field) for field in fields}
+        models = self._read() | {model.hash: told}
+        write_json(self.path, {"segpipe": __version__, "models": models})
+        return model
+
+    def _read(self) -> dict[str, Any]:
+        content = read_json(self.path)
+        if not isinstance(content, dict) or content.get("segpipe") != __version__:
+            return {}
+        return dict(content["models"])
+
+
+def _on_gpu(settings: Settings) -> bool:
+    """Whether the network is to run on a GPU, be it that of another machine."""
+    if settings.infer.device != "auto":
+        return settings.infer.device != "cpu"
+    from segpipe.segmenter import device_type
+
+    return device_type("auto") != "cpu"
+
+
 def _layout(slide: Slide, settings: Settings, model: Model) -> Layout:
     channels = select_channels(slide, settings.tile.channel, len(model.card.channels))
     if "foreground" not in model.card.outputs:
@@ -145,7 +181,7 @@ class _Plans:
         written = read_json(self.path)
         self.open: dict[str, Any] = dict(written) if isinstance(written, dict) else {}
         if not self.open:
-            on_gpu = device_type(settings.infer.device) != "cpu"
+            on_gpu = _on_gpu(settings)
             self.open = {"batch": 8 if on_gpu else 1, "region": 4096 if on_gpu else 2048}
             self.new = True
         else:

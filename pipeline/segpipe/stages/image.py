@@ -122,6 +122,16 @@ class Image:
         """(Y, X) uint32, the finest level."""
         return self.zarr / "labels" / "instances" / "0"
 
+    @property
+    def table(self) -> Path:
+        """The InstanceTable."""
+        return self.out / f"{self.name}.parquet"
+
+    @property
+    def preview(self) -> Path:
+        """The picture."""
+        return self.out / f"{self.name}.png"
+
     def array(self, stage: str) -> Path | None:
         """The array that a stage writes and others read."""
         arrays = {"tile": self.zarr / "0", "infer": self.probabilities, "stitch": self.labels}

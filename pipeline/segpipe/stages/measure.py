@@ -51,16 +51,6 @@ def sum_one(work: Pass, name: str) -> dict[str, Any]:
     return {}
 
 
-def table_path(image: Image) -> Path:
-    """The InstanceTable."""
-    return image.out / f"{image.name}.parquet"
-
-
-def preview_path(image: Image) -> Path:
-    """The picture."""
-    return image.out / f"{image.name}.png"
-
-
 def _write_table(
     run: StageRun, lattice: Lattice, found: dict[str, Record], before: Manifest
 ) -> tuple[int, int]:
@@ -79,7 +69,7 @@ def _write_table(
     cells = tuple(-(-size // NEIGHBOURHOOD) for size in image.layout.plane)
     density = np.zeros(cells, np.int64)
     written = 0
-    with parquet.TableWriter(table_path(image), _metadata(image)) as writer:
+    with parquet.TableWriter(image.table, _metadata(image)) as writer:
         for rows in bands:
             columns = instance_columns(rows, image.layout.plane, image.layout.pixel_size_um)
             writer.write(columns)
@@ -147,4 +137,4 @@ def _write_preview(image: Image, before: Manifest, busiest: tuple[int, int]) -> 
         view(0, Box(0, 0, *plan.detail).shift(*corner)),
         caption,
     )
-    preview.write_png(preview_path(image), picture)
+    preview.write_png(image.preview, picture)

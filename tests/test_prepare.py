@@ -1,0 +1,68 @@
+"""What is known before the work: models and the plan, and at what price."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fields import SIZES, nuclei, run, threshold_model
+from segpipe import prepare
+from segpipe.errors import SettingsError
+from segpipe.inputs import find_inputs
+from segpipe.records import read_json, write_json
+from segpipe.settings import load_settings
+
+NO_TORCH = """
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+from segpipe.run import predict
+from segpipe.settings import load_settings
+
+result = predict([Path({image!r})], Path({out!r}), load_settings(None, {sets!r}), stages=({stage!r},))
+raise SystemExit(result.exit_code)
+"""
+
+
+def test_only_the_first_stage_and_infer_import_torch(tmp_path):
+    """It costs a second and 200 MB in each of the jobs of a workflow."""
+    image, out = nuclei(tmp_path / "a.tif", (100, 90)), tmp_path / "out"
+    sets = [*SIZES, "engine.kind=serial", "measure.preview=true"]
+    assert run(image, out, "measure.preview=true", stages=("tile", "infer")).exit_code == 0
+    (out / "manifests" / "a.tile.json").unlink()
+    for stage in ("tile", "stitch", "measure"):
+        code = NO_TORCH.format(image=str(image), out=str(out), sets=sets, stage=stage)
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    assert (out / "a.png").exists()
+
+
+def test_how_far_a_model_looks_is_kept_for_this_model_and_version(tmp_path, monkeypatch):
+    image, out = nuclei(tmp_path / "a.tif", (70, 70)), tmp_path / "out"
+    settings = load_settings(None, SIZES)
+    found = find_inputs([image], out)
+    first = prepare.prepare(found, out, settings).images[0].model
+    assert first == prepare.load_model(str(threshold_model()))
+
+    def asked(name):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(prepare, "load_model", asked)
+    assert prepare.prepare(found, out, settings).images[0].model == first
+    told = read_json(out / "manifests" / "models.json")
+    write_json(out / "manifests" / "models.json", told | {"segpipe": "0.0.0"})
+    with pytest.raises(AssertionError):
+        prepare.prepare(found, out, settings)
+
+
+def test_the_plan_for_a_gpu_is_made_where_there_is_none_but_infer_is_refused(tmp_path, monkeypatch):
+    """The workflow plans on a login node; by hand the plan of a device that is not here is no use."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    image, out = nuclei(tmp_path / "a.tif", (70, 70)), tmp_path / "out"
+    with pytest.raises(SettingsError, match="device cuda was asked for"):
+        run(image, out, "infer.device=cuda")
+    assert not (out / "manifests" / "plan.json").exists()
+    assert run(image, out, "infer.device=cuda", stages=("tile",)).exit_code == 0
+    assert read_json(out / "manifests" / "plan.json") == {"batch": 8, "region": 4096}
