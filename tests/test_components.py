@@ -12,8 +12,9 @@ import plain
 from segpipe import seams
 from segpipe.components import Decode, RegionComponents, label_region, to_byte
 from segpipe.errors import SettingsError
-from segpipe.geometry import Lattice
-from segpipe.growth import grow, is_moving, reach
+from segpipe.geometry import Box, Lattice
+from segpipe.growth import Field, grow, reach
+from segpipe.runs import Runs
 from segpipe.seams import merge_seams
 
 
@@ -26,9 +27,8 @@ def cut_and_stitch(foreground, interior, decode, cell, order=None, last=4):
     found: dict[str, RegionComponents] = {}
     for region in regions:
         box = region.box.slices
-        levels = decode.seed_levels(foreground[box], interior[box])
-        found[region.name] = label_region(levels, region, lattice, decode)
-    seeds = np.zeros(foreground.shape, np.uint32)
+        found[region.name] = label_region(foreground[box], interior[box], region, lattice, decode)
+    ids_of = {}
     count = 0
     for band in merge_seams(
         lattice,
@@ -39,20 +39,23 @@ def cut_and_stitch(foreground, interior, decode, cell, order=None, last=4):
         assert band.first_id == count + 1
         count = band.last_id
         for column, ids in enumerate(band.ids):
-            region = lattice[band.row, column]
-            seeds[region.box.slices] = ids[found[region.name].slots]
-    levels = decode.growth_levels(foreground, interior)
-    labels = seeds
+            ids_of[lattice[band.row, column].name] = ids
+    labels = None
     steps, halo = reach(decode, last)
     while True:
-        state = np.zeros_like(labels)
+        state = np.zeros(foreground.shape, np.uint32)
         moving = False
         for region in regions:
-            window = region.box.grow(halo).intersect(type(region.box)(0, 0, *foreground.shape))
-            grown = grow(labels[window.slices], levels[window.slices], steps)
+            window = region.box.grow(halo).intersect(Box(0, 0, *foreground.shape))
+            field = Field.empty(window.shape)
+            for near in lattice.meeting(window):
+                runs = Runs.unpack(found[near.name].runs.pack())
+                runs.paint(ids_of[near.name], near.box.within(window), *field.inner)
+            if labels is not None:
+                field.inner[0][...] = labels[window.slices]
             core = region.box.within(window)
-            state[region.box.slices] = grown[core.slices]
-            moving |= is_moving(grown, levels[window.slices], core)
+            moving |= grow(field, steps, core)
+            state[region.box.slices] = field.inner[0][core.slices]
         labels = state
         if not moving:
             return labels, count

@@ -7,10 +7,10 @@ Areas only grow downwards in the tree, so that is: it is large enough and none o
 
 Cut anywhere, the same seeds come out, ids included:
 
-    pass 1   per region   label_region: the tree of its own pixels (cc3d). What touches no seam is
-                          decided here; the rest is a SeamRecord: nodes, and the nodes along the edges.
+    pass 1   per region   label_region: the tree of its own runs. What touches no seam is decided
+                          here; the rest is a SeamRecord: nodes, and the nodes along the edges.
     reduce   one process  seams.py: what meets across seams becomes one; ids are the ranks of anchors.
-    pass 2   per region   seeds are `ids[slots]`; growth.py does the rest.
+    pass 2   per region   seeds are `ids[runs.slot]`; growth.py does the rest.
 
 After W. Silversmith's igneous (connected components in passes over blocks) and union-find of
 R. Tarjan, with the tree over levels in place of one binary image.
@@ -22,15 +22,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import cc3d
 import numpy as np
-from numba import njit
 
 from segpipe.errors import SettingsError
 from segpipe.geometry import Lattice, Region
-
-OUTSIDE = 255
-"""Level of a pixel outside the foreground."""
+from segpipe.runs import Runs, find_runs, join_runs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,30 +68,31 @@ class Decode:
                 raise SettingsError(f"stitch.{name} must fall strictly within 0..255: {levels}")
         if not self.growth or self.growth[-1] != 0:
             raise SettingsError(f"stitch.growth_levels must end with 0, got {self.growth}")
-        if len(self.interior) > 200 or len(self.growth) > 200:
-            raise SettingsError("stitch takes at most 200 interior thresholds or growth levels")
+        if len(self.interior) + len(self.growth) > 200:
+            raise SettingsError("stitch takes at most 200 interior thresholds and growth levels")
         if self.min_area < 1 or self.growth_steps < 1:
             raise SettingsError(
                 f"stitch.min_area {self.min_area} and stitch.growth_steps {self.growth_steps} "
                 "must be at least 1"
             )
 
-    def seed_levels(self, foreground: Array, interior: Array) -> Array:
-        """Level of the innermost component at each pixel: (Y, X) uint8 in 0..k, or OUTSIDE."""
-        return _levels(foreground, interior, self.foreground, (*self.interior, 0))
+    def classes(self) -> tuple[Array, Array, Array]:
+        """Values of the interior that neither seeds nor growth tell apart are one class.
 
-    def growth_levels(self, foreground: Array, interior: Array) -> Array:
-        """First growth level that may take each pixel: (Y, X) uint8 in 0..m-1, or OUTSIDE."""
-        return _levels(foreground, interior, self.foreground, self.growth)
-
-
-def _levels(
-    foreground: Array, interior: Array, threshold: int, descending: tuple[int, ...]
-) -> Array:
-    table = np.zeros(256, np.uint8)
-    for level, lowest in reversed(list(enumerate(descending))):
-        table[lowest:] = level
-    return np.where(foreground >= threshold, table[interior], np.uint8(OUTSIDE))
+        Returns
+        -------
+        of_value, seed_level, growth_level
+            (256,) uint8: the class of each value. Per class, uint8: the level 0..k of the innermost
+            component at its pixels, and the first level 0..m-1 of growth that may take them.
+        """
+        seed_level, growth_level = (
+            np.searchsorted(-np.array(falling), -np.arange(256))
+            for falling in ((*self.interior, 0), self.growth)
+        )
+        pairs, of_value = np.unique(
+            np.stack([seed_level, growth_level]).astype(np.uint8), axis=1, return_inverse=True
+        )
+        return of_value.astype(np.uint8), pairs[0], pairs[1]
 
 
 @dataclass(frozen=True)
@@ -128,79 +125,61 @@ class SeamRecord:
 class RegionComponents:
     """Result of pass 1 for one region.
 
-    slots
-        (h, w) uint32: 0 no seed; 1..n a seed decided here; n + 1 + t the seam node t.
+    runs
+        Its foreground; the slots say what of the rest each pixel belongs to.
     anchors
         (n,) int64, ascending: first pixels of the decided seeds.
     """
 
-    slots: Array
+    runs: Runs
     anchors: Array
     seams: SeamRecord
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _measure_components(labels: Array, count: int) -> tuple[Array, Array]:
-    """First pixel (raster order within the region) and area of labels 1..count."""
-    first = np.full(count, -1, np.int64)
-    area = np.zeros(count, np.int64)
-    flat = labels.ravel()
-    for pixel in range(flat.size):
-        label = flat[pixel]
-        if label:
-            if first[label - 1] < 0:
-                first[label - 1] = pixel
-            area[label - 1] += 1
-    return first, area
-
-
 def label_region(
-    levels: Array, region: Region, lattice: Lattice, decode: Decode
+    foreground: Array, interior: Array, region: Region, lattice: Lattice, decode: Decode
 ) -> RegionComponents:
     """Components of one region: its decided seeds, and what depends on its neighbours.
 
     Parameters
     ----------
-    levels
-        `decode.seed_levels` of the region's pixels: (h, w) uint8.
+    foreground, interior
+        The region's pixels: (h, w) uint8.
 
     Notes
     -----
     A component that touches no seam is known whole, and so is everything inside it.
     """
-    height, width = levels.shape
-    image_width = lattice.shape[1]
-    labels, first, area, offset = [], [], [], [0]
-    for level in range(len(decode.interior) + 1):
-        lab, count = cc3d.connected_components(
-            levels <= level, connectivity=4, return_N=True, out_dtype=np.uint32
-        )
-        lab = lab.reshape(height, width)
-        found = _measure_components(lab, count)
-        labels.append(lab)
-        first.append(found[0])
-        area.append(found[1])
-        offset.append(offset[-1] + count)
+    width, image_width = foreground.shape[1], lattice.shape[1]
+    of_value, seed_level, growth_level = decode.classes()
+    starts, x0, x1, found = find_runs(foreground, interior, decode.foreground, of_value)
+    level = seed_level[found]
+    levels = range(len(decode.interior) + 1)
+    parts = [join_runs(starts, x0, x1, level, highest, width) for highest in levels]
+    offset = np.cumsum([0, *(len(area) for _, area, _, _ in parts)])
     total = offset[-1]
-    node_level = np.repeat(np.arange(len(labels), dtype=np.uint8), np.diff(offset))
-    node_area = np.concatenate(area)
-    node_first = np.concatenate(first)
+    node_level = np.repeat(np.arange(len(parts), dtype=np.uint8), np.diff(offset))
+    node_area = np.concatenate([area for _, area, _, _ in parts])
+    node_first = np.concatenate([first for _, _, first, _ in parts])
     parent = np.full(total, -1, np.int64)
-    for level in range(len(labels) - 1):
-        below = labels[level + 1].ravel()[first[level]].astype(np.int64)
-        parent[offset[level] : offset[level + 1]] = offset[level + 1] + below - 1
+    for higher in levels[:-1]:
+        below = parts[higher + 1][0][parts[higher][3]]  # what holds its first pixel
+        parent[offset[higher] : offset[higher + 1]] = offset[higher + 1] + below
     large = node_area >= decode.min_area
     large_child = np.zeros(total, bool)
     large_child[parent[large & (parent >= 0)]] = True
 
-    innermost = _innermost(tuple(labels), levels, np.asarray(offset[:-1], np.int64))
-    edges = _seam_edges(innermost, region, lattice)
+    innermost = np.empty(len(x0), np.int64)
+    for own in levels:
+        inside = level == own
+        innermost[inside] = offset[own] + parts[own][0][inside]
+    edges = _seam_edges(starts, x0, x1, innermost, region, lattice)
     touching = np.zeros(total, bool)
     for edge in edges:
         touching[edge[edge >= 0]] = True
-    for level in range(len(labels) - 1):  # what contains a touching node touches
-        inside = np.flatnonzero(touching[offset[level] : offset[level + 1]]) + offset[level]
-        touching[parent[inside]] = True
+    for higher in levels[:-1]:  # what contains a touching node touches
+        inner = np.flatnonzero(touching[offset[higher] : offset[higher + 1]]) + offset[higher]
+        touching[parent[inner]] = True
     nodes = np.flatnonzero(touching)
     number = np.full(total + 1, -1, np.int32)  # number[-1] serves parent -1
     number[nodes] = np.arange(len(nodes), dtype=np.int32)
@@ -210,12 +189,12 @@ def label_region(
         (region.box.y0 + node_first // width) * image_width + region.box.x0 + node_first % width
     )
     seeds = seeds[np.argsort(anchor[seeds])]
-    slot = np.zeros(total + 1, np.uint32)
+    slot = np.zeros(total, np.uint32)
     slot[seeds] = np.arange(1, len(seeds) + 1, dtype=np.uint32)
     open_nodes = nodes[~large_child[nodes]]  # with a large child, it and its ancestors are no seeds
     slot[open_nodes] = len(seeds) + 1 + number[open_nodes]
-    for level in reversed(range(len(labels) - 1)):  # a small inner component is part of its parent
-        inner = np.arange(offset[level], offset[level + 1])
+    for higher in reversed(levels[:-1]):  # a small inner component is part of its parent
+        inner = np.arange(offset[higher], offset[higher + 1])
         inner = inner[~touching[inner] & ~large[inner]]
         slot[inner] = slot[parent[inner]]
     record = SeamRecord(
@@ -226,30 +205,37 @@ def label_region(
         large_child[nodes],
         *(number[edge] for edge in edges),
     )
-    slots = np.where(innermost >= 0, slot[innermost], np.uint32(0))
-    return RegionComponents(slots, anchor[seeds], record)
+    runs = Runs(starts, x0, x1, growth_level[found], slot[innermost])
+    return RegionComponents(runs, anchor[seeds], record)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _innermost(labels: tuple[Array, ...], levels: Array, offset: Array) -> Array:
-    """Node of the innermost component at each pixel: (h, w) int32, -1 outside the foreground."""
-    nodes = np.full(levels.shape, -1, np.int32)
-    for level in range(len(labels)):
-        lab = labels[level]
-        for y in range(levels.shape[0]):
-            for x in range(levels.shape[1]):
-                if levels[y, x] == level:
-                    nodes[y, x] = offset[level] + lab[y, x] - 1
-    return nodes
+def _seam_edges(
+    starts: Array, x0: Array, x1: Array, node: Array, region: Region, lattice: Lattice
+) -> tuple[Array, ...]:
+    """Nodes along the top, left, bottom and right edges, -1 outside; empty where the image ends."""
+    box, (rows, columns) = region.box, lattice.shape
+    height, width = box.shape
+    none = np.empty(0, np.int64)
 
+    def along(y: int) -> Array:
+        own = slice(starts[y], starts[y + 1])
+        line = np.full(width, -1, np.int64)
+        lengths = x1[own].astype(np.int64) - x0[own]
+        ends = np.cumsum(lengths)
+        within = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
+        line[np.repeat(x0[own], lengths) + within] = np.repeat(node[own], lengths)
+        return line
 
-def _seam_edges(pixels: Array, region: Region, lattice: Lattice) -> tuple[Array, ...]:
-    """Values along the top, left, bottom and right edges; empty where the image ends."""
-    box, (height, width) = region.box, lattice.shape
-    none = np.empty(0, pixels.dtype)
+    def at_end(run: Array, here: Array) -> Array:
+        side = np.full(height, -1, np.int64)
+        row = np.flatnonzero(starts[:-1] < starts[1:])
+        row = row[here[run[row]]]
+        side[row] = node[run[row]]
+        return side
+
     return (
-        pixels[0] if box.y0 > 0 else none,
-        pixels[:, 0] if box.x0 > 0 else none,
-        pixels[-1] if box.y1 < height else none,
-        pixels[:, -1] if box.x1 < width else none,
+        along(0) if box.y0 > 0 else none,
+        at_end(starts[:-1], x0 == 0) if box.x0 > 0 else none,
+        along(height - 1) if box.y1 < rows else none,
+        at_end(starts[1:] - 1, x1 == width) if box.x1 < columns else none,
     )

@@ -11,15 +11,44 @@ exactly. Ids are global before growth begins, so ties go to the same id wherever
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from segpipe.components import OUTSIDE, Decode
+from segpipe.components import Decode
 from segpipe.geometry import Box
+from segpipe.runs import OUTSIDE
 
 Array = np.ndarray[Any, np.dtype[Any]]
+OFFERED = 254
+"""Level of a pixel that is taken in the step under way, for as long as a smaller id may come."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """The pixels of a window, with a border one pixel wide that nothing grows into.
+
+    labels
+        (h + 2, w + 2) uint32, 0 where unlabelled.
+    levels
+        (h + 2, w + 2) uint8: first growth level that may take the pixel, or OUTSIDE.
+    """
+
+    labels: Array
+    levels: Array
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int]) -> Field:
+        """A window without foreground."""
+        bordered = (shape[0] + 2, shape[1] + 2)
+        return cls(np.zeros(bordered, np.uint32), np.full(bordered, OUTSIDE, np.uint8))
+
+    @property
+    def inner(self) -> tuple[Array, Array]:
+        """Labels and levels without the border, (h, w); views."""
+        return self.labels[1:-1, 1:-1], self.levels[1:-1, 1:-1]
 
 
 def reach(decode: Decode, last: int) -> tuple[tuple[int, ...], int]:
@@ -28,66 +57,57 @@ def reach(decode: Decode, last: int) -> tuple[tuple[int, ...], int]:
     return steps, sum(steps) + 1
 
 
-def grow(labels: Array, levels: Array, steps: tuple[int, ...]) -> Array:
-    """Labels after `steps[j]` synchronous steps at each level j.
+def grow(field: Field, steps: tuple[int, ...], core: Box) -> bool:
+    """Grow for `steps[j]` synchronous steps at each level j; modifies `field.labels`.
 
     Parameters
     ----------
-    labels
-        (h, w) uint32, 0 where unlabelled. Not modified.
-    levels
-        (h, w) uint8: first level that may take the pixel (`Decode.growth_levels`), or OUTSIDE.
     steps
         Steps per level; a negative number means until nothing changes.
+    core
+        Pixels of the window that must be right in the end; so must be the ring of one pixel around
+        them, where the window has it.
 
     Returns
     -------
-    (h, w) uint32
+    Whether the next step would label a pixel of `core`.
     """
-    height, width = labels.shape
-    grown = np.zeros((height + 2, width + 2), np.uint32)
-    grown[1:-1, 1:-1] = labels
-    walls = np.full((height + 2, width + 2), OUTSIDE, np.uint8)
-    walls[1:-1, 1:-1] = levels
-    _grow(grown.ravel(), walls.ravel(), width + 2, np.asarray(steps, np.int64))
-    return grown[1:-1, 1:-1]
+    row = field.labels.shape[1]
+    front = _grow(field.labels.ravel(), field.levels.ravel(), row, np.asarray(steps, np.int64))
+    moving: bool = _reaches(
+        front, field.labels, field.levels, core.y0 + 1, core.x0 + 1, core.y1 + 1, core.x1 + 1
+    )
+    return moving
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _grow(labels: Array, levels: Array, row: int, steps: Array) -> None:
+def _grow(labels: Array, levels: Array, row: int, steps: Array) -> Array:
     """Grow `labels` in place; both arrays are flat, with a border of OUTSIDE one pixel wide.
 
-    The front is the labelled pixels that have an unlabelled pixel of M beside them. A pixel of the
-    front whose neighbour is not yet admitted waits for a later level.
+    Returns the front: the labelled pixels that have an unlabelled pixel of M beside them, and maybe
+    some that no longer have one. A pixel of the front whose neighbour is not yet admitted waits for
+    a later level.
     """
     beside = (-row, -1, 1, row)
     open_pixels = 0
     front_size = 0
+    front = np.empty(labels.size // 64 + 64, np.int64)
     for pixel in range(row, labels.size - row):
         if levels[pixel] == OUTSIDE:
             continue
         if labels[pixel] == 0:
             open_pixels += 1
-        else:
-            for step in beside:
-                if labels[pixel + step] == 0 and levels[pixel + step] != OUTSIDE:
-                    front_size += 1
-                    break
-    if front_size == 0:
-        return
-    capacity = front_size + open_pixels
-    front = np.empty(capacity, np.int64)
-    waiting = np.empty(capacity, np.int64)
+            continue
+        for step in beside:
+            if labels[pixel + step] == 0 and levels[pixel + step] != OUTSIDE:
+                if front_size == front.size:
+                    front = np.concatenate((front, np.empty(front_size, np.int64)))
+                front[front_size] = pixel
+                front_size += 1
+                break
+    front = np.concatenate((front[:front_size], np.empty(open_pixels, np.int64)))
+    waiting = np.empty(front.size, np.int64)
     taken = np.empty(open_pixels, np.int64)
-    front_size = 0
-    for pixel in range(row, labels.size - row):
-        if levels[pixel] != OUTSIDE and labels[pixel] != 0:
-            for step in beside:
-                if labels[pixel + step] == 0 and levels[pixel + step] != OUTSIDE:
-                    front[front_size] = pixel
-                    front_size += 1
-                    break
-    offer = np.zeros(labels.size, np.uint32)
     for level in range(steps.size):
         waiting_size = 0
         made = 0
@@ -99,50 +119,40 @@ def _grow(labels: Array, levels: Array, row: int, steps: Array) -> None:
                 waits = False
                 for step in beside:
                     other = pixel + step
-                    if labels[other] == 0 and levels[other] != OUTSIDE:
+                    if labels[other] == 0:
+                        if levels[other] == OUTSIDE:
+                            continue
                         if levels[other] > level:
                             waits = True
-                        elif offer[other] == 0:
-                            offer[other] = labels[pixel]
-                            taken[taken_size] = other
-                            taken_size += 1
-                        elif labels[pixel] < offer[other]:
-                            offer[other] = labels[pixel]
+                            continue
+                        labels[other] = labels[pixel]
+                        levels[other] = OFFERED
+                        taken[taken_size] = other
+                        taken_size += 1
+                    elif levels[other] == OFFERED and labels[pixel] < labels[other]:
+                        labels[other] = labels[pixel]
                 if waits:
                     waiting[waiting_size] = pixel
                     waiting_size += 1
             for place in range(taken_size):
-                labels[taken[place]] = offer[taken[place]]
+                levels[taken[place]] = 0
                 front[place] = taken[place]
             front_size = taken_size
         for place in range(waiting_size):
             front[front_size + place] = waiting[place]
         front_size += waiting_size
-
-
-def is_moving(labels: Array, levels: Array, core: Box) -> bool:
-    """Whether the next step would label a pixel of `core`, the box's coordinates in these arrays.
-
-    The ring of one pixel around the core, where the arrays have it, must be exact.
-    """
-    ring = core.grow(1).intersect(Box(0, 0, *labels.shape))
-    labels, levels, inner = labels[ring.slices], levels[ring.slices], core.within(ring)
-    found: bool = _is_moving(labels, levels, inner.y0, inner.x0, inner.y1, inner.x1)
-    return found
+    return front[:front_size]
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _is_moving(labels: Array, levels: Array, y0: int, x0: int, y1: int, x1: int) -> bool:
-    height, width = labels.shape
-    for y in range(y0, y1):
-        for x in range(x0, x1):
-            if levels[y, x] == OUTSIDE or labels[y, x] != 0:
-                continue
-            if (
-                (y > 0 and labels[y - 1, x] != 0)
-                or (x > 0 and labels[y, x - 1] != 0)
-                or (y < height - 1 and labels[y + 1, x] != 0)
-                or (x < width - 1 and labels[y, x + 1] != 0)
-            ):
+def _reaches(
+    front: Array, labels: Array, levels: Array, y0: int, x0: int, y1: int, x1: int
+) -> bool:
+    """Whether a pixel of the front has an unlabelled pixel of M in the box beside it."""
+    for place in range(front.size):
+        y, x = divmod(front[place], labels.shape[1])
+        for dy, dx in ((-1, 0), (0, -1), (0, 1), (1, 0)):
+            v, u = y + dy, x + dx
+            if y0 <= v < y1 and x0 <= u < x1 and labels[v, u] == 0 and levels[v, u] != OUTSIDE:
                 return True
     return False

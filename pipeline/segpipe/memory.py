@@ -11,7 +11,7 @@ from segpipe import percentiles
 from segpipe.components import label_region
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box, Lattice, TileGrid
-from segpipe.growth import grow
+from segpipe.growth import Field, grow
 from segpipe.holes import fill_holes, label_holes
 from segpipe.inference import predict_region
 from segpipe.models.card import ModelCard
@@ -86,12 +86,15 @@ def segment(
         slots, record = label_holes(mask, lattice[0, 0], lattice, settings.stitch.max_hole)
         table = next(fill_holes(lattice, lambda _: record, settings.stitch.max_hole))
         foreground = np.where(table[slots], np.uint8(255), foreground)
-    found = label_region(decode.seed_levels(foreground, interior), lattice[0, 0], lattice, decode)
+    found = label_region(foreground, interior, lattice[0, 0], lattice, decode)
     band = next(merge_seams(lattice, lambda _: found.seams, lambda _: found.anchors, decode))
     steps = (decode.growth_steps,) * (len(decode.growth) - 1) + (-1,)
-    labels = grow(band.ids[0][found.slots], decode.growth_levels(foreground, interior), steps)
+    field = Field.empty(shape)
+    found.runs.paint(band.ids[0], box, *field.inner)
+    grow(field, steps, box)
+    labels = field.inner[0]
     if not settings.stitch.filters:
-        return labels
+        return np.ascontiguousarray(labels)
     rows = sum_region(labels, probabilities[outputs.index("foreground")], box)
     kept = keeps(rows, settings.stitch.max_area, settings.stitch.min_probability)
     return np.concatenate([np.zeros(1, np.uint32), renumber(kept, 0)])[labels]

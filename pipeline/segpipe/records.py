@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,14 +62,24 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+class Piece(NamedTuple):
+    """Where an array lies, in .npy format, in a file of the records' folder."""
+
+    file: str
+    offset: int
+    length: int
+    checksum: int
+    """crc32."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One finished region: its shard, where its arrays lie, and facts about how it was made."""
 
     region: str
     shard: Shard | None
-    payload: tuple[str, int, int, int] | None
-    """File, offset, length, crc32."""
+    payload: Mapping[str, Piece]
+    """Where each of its arrays lies."""
     facts: Mapping[str, Any]
 
 
@@ -139,16 +149,19 @@ class Records:
         if shard is not None:
             line["shard"] = [shard.length, shard.checksum]
         if payload is not None:
-            packed = io.BytesIO()
-            np.savez(packed, allow_pickle=False, **dict(payload))
-            data = packed.getvalue()
             name = f"{_writer_name(os.getpid())}.bin"
+            pieces = {}
             with (self.folder / name).open("ab") as file:
-                offset = file.seek(0, os.SEEK_END)
-                file.write(data)
+                for key, array in payload.items():
+                    packed = io.BytesIO()
+                    np.save(packed, array, allow_pickle=False)
+                    data = packed.getbuffer()
+                    offset = file.seek(0, os.SEEK_END)
+                    file.write(data)
+                    pieces[key] = [offset, len(data), zlib.crc32(data)]
                 file.flush()
                 os.fsync(file.fileno())
-            line["payload"] = [name, offset, len(data), zlib.crc32(data)]
+            line |= {"file": name, "payload": pieces}
         self._append(line)
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -170,35 +183,37 @@ class Records:
                     continue
                 if not isinstance(line, dict) or line.get("fingerprint") != self.fingerprint:
                     continue
-                shard, payload = line.get("shard"), line.get("payload")
+                shard, name = line.get("shard"), line.get("file", "")
                 found[line["region"]] = Record(
                     line["region"],
                     Shard(*shard) if shard is not None else None,
-                    tuple(payload) if payload is not None else None,
+                    {key: Piece(name, *piece) for key, piece in line.get("payload", {}).items()},
                     line.get("facts", {}),
                 )
         return found
 
-    def payload(self, record: Record) -> dict[str, Array]:
-        """The arrays that a region handed on.
+    def payload(self, record: Record, names: Collection[str] | None = None) -> dict[str, Array]:
+        """The arrays that a region handed on; all of them, or those asked for.
 
         Raises
         ------
         SegpipeError
             When they are damaged.
         """
-        if record.payload is None:
-            return {}
-        name, offset, length, checksum = record.payload
-        with (self.folder / name).open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        if zlib.crc32(data) != checksum:
-            raise SegpipeError(
-                f"{self.folder / name} is damaged at byte {offset}; run again with --restart"
-            )
-        with np.load(io.BytesIO(data)) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+        chosen = record.payload if names is None else {name: record.payload[name] for name in names}
+        return {name: read_piece(self.folder, piece) for name, piece in chosen.items()}
+
+
+def read_piece(folder: Path, piece: Piece) -> Array:
+    """One array that a region handed on; errors as in `Records.payload`."""
+    path = folder / piece.file
+    with path.open("rb") as file:
+        file.seek(piece.offset)
+        data = file.read(piece.length)
+    if zlib.crc32(data) != piece.checksum:
+        raise SegpipeError(f"{path} is damaged at byte {piece.offset}; run again with --restart")
+    array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
 
 
 @contextmanager

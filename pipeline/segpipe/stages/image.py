@@ -24,7 +24,7 @@ from segpipe.store import Grid, disk_usage
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 1, "infer": 1, "stitch": 1, "measure": 1}
+VERSION = {"tile": 1, "infer": 1, "stitch": 2, "measure": 1}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
-from segpipe.growth import grow, is_moving, reach
+from segpipe.growth import grow, reach
 from segpipe.properties import bands_of_rows, keeps, renumber, sum_region
 from segpipe.stages.image import Image, is_whole, remove
-from segpipe.stages.seeds import filled_probabilities, looked_up, place_of, probabilities_in
+from segpipe.stages.seeds import place_of, probabilities_in, seeded_field
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_array, read_box, write_shard
 
@@ -40,6 +40,8 @@ class GrowArgs:
     halo: int
     target: Path
     round: int
+    components: Path
+    """Records of the pass that found the runs."""
 
 
 def grow_regions(run: StageRun, lattice: Lattice) -> Array:
@@ -56,7 +58,7 @@ def grow_regions(run: StageRun, lattice: Lattice) -> Array:
     regions: list[Region] = list(lattice)
     while True:
         target = _state_array(image, number)
-        args = GrowArgs(steps, halo, target, number)
+        args = GrowArgs(steps, halo, target, number, run.records("components").folder)
         if number:
             _save_states(image, number, state)
         found = run.over(
@@ -156,16 +158,13 @@ def grow_one(work: Pass, name: str) -> dict[str, Any]:
     """One round of growth in one region."""
     image, region, args = work.image, work.lattice.named(name), work.args
     window = region.box.grow(args.halo).intersect(Box(0, 0, *work.lattice.shape))
-    levels = image.decode.growth_levels(*filled_probabilities(image, window))
-    labels = (
-        looked_up(image, "seeds", window)
-        if args.round == 0
-        else _state_in(work, window, args.round)
-    )
-    grown = grow(labels, levels, args.steps)
+    field = seeded_field(image, args.components, window)
+    if args.round:
+        field.inner[0][...] = _state_in(work, window, args.round)
     core = region.box.within(window)
-    shard = write_shard(args.target, region.box, grown[core.slices])
-    work.records.add(name, shard, moving=is_moving(grown, levels, core))
+    moving = grow(field, args.steps, core)
+    shard = write_shard(args.target, region.box, field.inner[0][core.slices])
+    work.records.add(name, shard, moving=moving)
     return {}
 
 

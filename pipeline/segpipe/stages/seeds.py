@@ -1,13 +1,13 @@
 """What growth starts from: probabilities with holes filled, and slots that are looked up in tables.
 
-An array of slots (`seeds.zarr`, `holes.zarr`) is written before the reduction knows what its numbers
+Slots (in the runs of seeds, in `holes.zarr`) are written before the reduction knows what their numbers
 mean; the reduction writes one table per region (`.bin`, with offsets in `.npy`), and readers look up.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import numpy as np
 
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
+from segpipe.growth import Field
 from segpipe.holes import HoleRecord, fill_holes, label_holes
+from segpipe.records import Piece, read_piece
+from segpipe.runs import Runs
 from segpipe.stages.image import Image, remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_array, read_box, write_shard
@@ -43,15 +46,54 @@ def filled_probabilities(image: Image, box: Box) -> tuple[Array, Array]:
 def looked_up(image: Image, name: str, window: Box) -> Array:
     """What the slots of `<name>.zarr` mean in a window: (h, w) uint32."""
     folder, lattice = image.work, image.label_lattice
-    offsets = np.load(folder / f"{name}.npy")
     values = np.empty(window.shape, np.uint32)
     for region in lattice.meeting(window):
         part = region.box.intersect(window)
-        place = place_of(region, lattice)
-        start, end = offsets[place], offsets[place + 1]
-        table = np.fromfile(folder / f"{name}.bin", "<u4", count=end - start, offset=4 * start)
+        table = _table(folder / name, place_of(region, lattice))
         values[part.within(window).slices] = table[read_box(folder / f"{name}.zarr", part)]
     return values
+
+
+def seeded_field(image: Image, records: Path, window: Box) -> Field:
+    """The foreground of a window and the ids of its seeds, from the runs of pass 1.
+
+    Parameters
+    ----------
+    records
+        The folder of that pass.
+
+    Raises
+    ------
+    SegpipeError
+        When they are damaged.
+    """
+    lattice = image.label_lattice
+    places = np.load(image.work / "runs.npy", mmap_mode="r")
+    field = Field.empty(window.shape)
+    for region in lattice.meeting(window):
+        place = place_of(region, lattice)
+        file, offset, length, checksum = places[place].tolist()
+        if length == 0:  # it failed: nothing grows into it
+            continue
+        runs = Runs.unpack(read_piece(records, Piece(file, offset, length, checksum)))
+        ids = _table(image.work / "seeds", place)
+        runs.paint(ids, region.box.within(window), *field.inner)
+    return field
+
+
+def write_places(path: Path, pieces: Sequence[Piece | None]) -> None:
+    """Write where the runs of each region lie, in raster order; length 0 where a region failed."""
+    width = max(1, *(len(piece.file) for piece in pieces if piece is not None))
+    dtype = [("file", f"<U{width}"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<u4")]
+    nothing = ("", 0, 0, 0)
+    np.save(path, np.array([tuple(piece or nothing) for piece in pieces], dtype))
+
+
+def _table(path: Path, place: int) -> Array:
+    """What each slot of one region means: (n,) uint32."""
+    offsets = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    start, end = offsets[place], offsets[place + 1]
+    return np.fromfile(path.with_suffix(".bin"), "<u4", count=end - start, offset=4 * start)
 
 
 def write_tables(path: Path, tables: Iterable[Array]) -> None:

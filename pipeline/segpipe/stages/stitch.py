@@ -1,8 +1,8 @@
 """stitch: probabilities become labels with ids 1..N; components.py and growth.py say why it is exact.
 
     holes        per region: holes of the foreground, if they are to be filled       holes.zarr
-    components   per region: seeds of the region, or what waits for its neighbours   seeds.zarr
-    reduce       this process: what the seeds' slots mean                            seeds.bin
+    components   per region: its runs, with seeds or what waits for its neighbours   records
+    reduce       this process: what the slots of the runs mean                       seeds.bin
     grow-0       per region and halo: ids of seeds, then growth                      labels
     grow-1, ...  the same for regions that a moving front has reached                front/1, ...
     objects      per region: sums, if finished objects may be dropped                kept.npy
@@ -13,7 +13,7 @@ Passes over holes and seeds are in seeds.py, those of growth and after it in rou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,13 @@ import numpy as np
 from segpipe.components import SeamRecord, label_region
 from segpipe.compute import Engine
 from segpipe.geometry import Lattice, Region
-from segpipe.records import Record, read_json, write_json
+from segpipe.records import Record, fingerprint, read_json, write_json
 from segpipe.seams import merge_seams
 from segpipe.stages.image import Image, Manifest, Progress, manifest_before, remove
 from segpipe.stages.rounds import drop_objects, grow_regions, publish
-from segpipe.stages.seeds import filled_probabilities, find_holes, write_tables
+from segpipe.stages.seeds import filled_probabilities, find_holes, write_places, write_tables
 from segpipe.stages.stage_run import Pass, StageRun
-from segpipe.store import LABEL_GROUP, create_array, create_labels, write_shard
+from segpipe.store import LABEL_GROUP, create_labels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,16 +38,10 @@ def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
     lattice = image.label_lattice
     levels = range(len(image.label_grid.levels))
     labels = [image.zarr / LABEL_GROUP / str(level) for level in levels]
-    run.begin([*labels, image.work / "seeds.zarr"], lambda: _create(image))
+    run.begin(labels, lambda: _create(image))
     if image.settings.stitch.max_hole:
         find_holes(run, lattice)
-    found = run.over(
-        "components",
-        label_one,
-        lattice,
-        array=image.work / "seeds.zarr",
-        counts=True,
-    )
+    found = run.over("components", label_one, lattice, counts=True)
     index = _reduce(run, lattice, found)
     states = grow_regions(run, lattice)
     first_ids = index["first_ids"]
@@ -60,19 +54,18 @@ def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
 
 
 def _create(image: Image) -> None:
-    for path in (image.zarr / "labels", image.work / "seeds.zarr", image.work / "front"):
+    for path in (image.zarr / "labels", image.work / "front"):
         remove(path)
     create_labels(image.zarr, image.label_grid, pixel_size_um=image.layout.pixel_size_um)
-    create_array(image.work / "seeds.zarr", (), image.label_grid, np.dtype(np.uint32))
 
 
 def label_one(work: Pass, name: str) -> dict[str, Any]:
     """Pass 1 of one region."""
     image, region = work.image, work.lattice.named(name)
-    levels = image.decode.seed_levels(*filled_probabilities(image, region.box))
-    found = label_region(levels, region, work.lattice, image.decode)
-    shard = write_shard(image.work / "seeds.zarr", region.box, found.slots)
-    work.records.add(name, shard, {"anchors": found.anchors} | vars(found.seams))
+    foreground, interior = filled_probabilities(image, region.box)
+    found = label_region(foreground, interior, region, work.lattice, image.decode)
+    arrays = {"anchors": found.anchors, "runs": found.runs.pack()} | vars(found.seams)
+    work.records.add(name, None, arrays)
     return {}
 
 
@@ -80,30 +73,33 @@ def label_one(work: Pass, name: str) -> dict[str, Any]:
 
 
 def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[str, Any]:
-    """Join the seams and number the objects: the tables of the slots in seeds.zarr, and ids.json.
+    """Join the seams and number the objects: where the runs lie, what their slots mean, and ids.json.
 
     A region that failed has no components: its neighbours' objects end at it.
     """
     image = run.image
     path = image.work / "ids.json"
     records = run.records("components")
-    key = [records.fingerprint, run.lineage]
+    places = [found[one.name].payload["runs"] if one.name in found else None for one in lattice]
+    key = [records.fingerprint, run.lineage, fingerprint(places)]
     index = read_json(path)
     if isinstance(index, dict) and index.get("key") == key:
         return index
 
-    def arrays_of(region: Region) -> dict[str, Array]:
+    def arrays_of(region: Region, names: Sequence[str]) -> dict[str, Array]:
         if region.name not in found:
             return _nothing(region, lattice)
-        return records.payload(found[region.name])
+        return records.payload(found[region.name], names)
+
+    fields = tuple(SeamRecord.__dataclass_fields__)
 
     def seams_of(region: Region) -> SeamRecord:
-        arrays = arrays_of(region)
-        return SeamRecord(**{field: arrays[field] for field in SeamRecord.__dataclass_fields__})
+        arrays = arrays_of(region, fields)
+        return SeamRecord(**{field: arrays[field] for field in fields})
 
     first_ids = [1]
     bands = merge_seams(
-        lattice, seams_of, lambda region: arrays_of(region)["anchors"], image.decode
+        lattice, seams_of, lambda region: arrays_of(region, ["anchors"])["anchors"], image.decode
     )
 
     def tables() -> Iterator[Array]:
@@ -112,6 +108,7 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
             first_ids.append(band.last_id + 1)
 
     write_tables(image.work / "seeds", tables())
+    write_places(image.work / "runs.npy", places)
     index = {"key": key, "objects": first_ids[-1] - 1, "first_ids": first_ids}
     write_json(path, index)
     return index
