@@ -49,53 +49,68 @@ def sum_region(labels: Array, foreground: Array, box: Box) -> Array:
     box
         Where these pixels lie in the image.
     """
-    label, y, x0, x1, total = _runs(labels, foreground)
+    label, run = _runs(np.ascontiguousarray(labels), np.ascontiguousarray(foreground))
+    order = np.argsort(label, kind="stable")
     rows = np.zeros(len(label), ROW)
-    length = x1 - x0
-    y, x0, x1 = y + box.y0, x0 + box.x0, x1 + box.x0
-    rows["id"] = label
-    rows["area"] = length
-    rows["sum_y"] = y * length
-    rows["sum_x"] = (x0 + x1 - 1) * length // 2
-    rows["sum_foreground"] = total
-    rows["y0"], rows["y1"] = y, y + 1
-    rows["x0"], rows["x1"] = x0, x1
-    return merge_rows(rows)
+    count = _sum_runs(label, run, order, rows.view(np.int64).reshape(len(rows), len(ROW)))
+    rows = rows[:count].copy()
+    for axis, start in (("y", box.y0), ("x", box.x0)):
+        rows[f"sum_{axis}"] += start * rows["area"]
+        rows[f"{axis}0"] += start
+        rows[f"{axis}1"] += start
+    return rows
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _runs(labels: Array, foreground: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Horizontal runs of one label: label, y, first x, last x + 1, sum of foreground."""
+def _runs(labels: Array, foreground: Array) -> tuple[Array, Array]:
+    """Horizontal runs of one label: label (R,); and y, x0, x1, sum of foreground (R, 4); all int64."""
     height, width = labels.shape
+    capacity = width + labels.size // 32 + 1
+    label, run = np.empty(capacity, np.int64), np.empty((capacity, 4), np.int64)
     count = 0
     for y in range(height):
-        last = np.uint32(0)
-        for x in range(width):
-            if labels[y, x] != last:
-                last = labels[y, x]
-                if last != 0:
-                    count += 1
-    label = np.empty(count, np.int64)
-    row = np.empty(count, np.int64)
-    start = np.empty(count, np.int64)
-    end = np.empty(count, np.int64)
-    total = np.zeros(count, np.int64)
-    run = -1
-    for y in range(height):
-        last = np.uint32(0)
-        for x in range(width):
+        if count + width > capacity:
+            capacity = 2 * (count + width)
+            label = np.concatenate((label[:count], np.empty(capacity - count, np.int64)))
+            run = np.concatenate((run[:count], np.empty((capacity - count, 4), np.int64)))
+        x = 0
+        while x < width:
             here = labels[y, x]
-            if here != last:
-                last = here
-                if here != 0:
-                    run += 1
-                    label[run] = here
-                    row[run] = y
-                    start[run] = x
-            if here != 0:
-                end[run] = x + 1
-                total[run] += foreground[y, x]
-    return label, row, start, end, total
+            if here == 0:
+                x += 1
+                continue
+            begin = x
+            total = np.int64(0)
+            while x < width and labels[y, x] == here:
+                total += foreground[y, x]
+                x += 1
+            label[count] = here
+            run[count, 0], run[count, 1], run[count, 2], run[count, 3] = y, begin, x, total
+            count += 1
+    return label[:count].copy(), run[:count].copy()
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _sum_runs(label: Array, run: Array, order: Array, rows: Array) -> int:
+    """Add runs up, in an order that puts those of one label together; columns of `rows` as ROW."""
+    count = 0
+    for place in order:
+        y, x0, x1, total = run[place]
+        if count == 0 or rows[count - 1, 0] != label[place]:
+            count += 1
+            row = rows[count - 1]
+            row[0] = label[place]
+            row[5], row[6], row[7], row[8] = y, x0, y + 1, x1
+        row = rows[count - 1]
+        length = x1 - x0
+        row[1] += length
+        row[2] += y * length
+        row[3] += (x0 + x1 - 1) * length // 2
+        row[4] += total
+        row[6] = min(row[6], x0)
+        row[7] = y + 1  # runs come in raster order
+        row[8] = max(row[8], x1)
+    return count
 
 
 def merge_rows(rows: Array) -> Array:
