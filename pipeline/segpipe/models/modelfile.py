@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from segpipe.errors import ModelError
 from segpipe.models.card import ModelCard, nearest, parse_card, parse_card_json
 from segpipe.models.tensors import (
@@ -81,7 +83,7 @@ def load_model(path: Path) -> tuple[Network, ModelCard]:
     check_shapes(read_shapes(path), expected, str(path))
     tensors = read_tensors(path)
     for key, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
+        if not np.isfinite(tensor.numpy()).all():
             raise ModelError(f"{path}: tensor {key} holds NaN or infinity")
     with torch.device("meta"):
         network = build_network(*card.network_arguments)

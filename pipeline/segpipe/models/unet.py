@@ -163,6 +163,8 @@ def initialise(network: nn.Module) -> None:
             incoming = module.in_channels
         else:
             continue
+        if module.weight.is_meta:  # nothing to draw; on meta torch would import its compiler, 2 s
+            continue
         nn.init.normal_(module.weight, std=sqrt(2 / incoming))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
