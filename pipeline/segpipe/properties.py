@@ -52,7 +52,9 @@ def sum_region(labels: Array, foreground: Array, box: Box) -> Array:
     label, run = _runs(np.ascontiguousarray(labels), np.ascontiguousarray(foreground))
     order = np.argsort(label, kind="stable")
     rows = np.zeros(len(label), ROW)
-    count = _sum_runs(label, run, order, rows.view(np.int64).reshape(len(rows), len(ROW.fields or ())))
+    count = _sum_runs(
+        label, run, order, rows.view(np.int64).reshape(len(rows), len(ROW.fields or ()))
+    )
     rows = rows[:count].copy()
     for axis, start in (("y", box.y0), ("x", box.x0)):
         rows[f"sum_{axis}"] += start * rows["area"]

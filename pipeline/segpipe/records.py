@@ -37,21 +37,23 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file atomically and durably."""
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
+    """Replace a JSON file atomically; durably where its loss would cost more than doing work again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
             json.dump(content, file, indent=1, ensure_ascii=False, default=str)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise SegpipeError(f"cannot write {path}: {error.strerror or error}") from error
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def read_json(path: Path) -> Any | None:
@@ -122,7 +124,8 @@ class Records:
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         where = None if array is None else os.path.relpath(array, self.folder)
-        write_json(self.folder / "pass.json", {"fingerprint": self.fingerprint, "array": where})
+        state = {"fingerprint": self.fingerprint, "array": where}
+        write_json(self.folder / "pass.json", state, durable=False)  # lost: the pass begins anew
 
     def discard(self, regions: Collection[str]) -> None:
         """Forget regions whose shard turned out missing or torn, before they are done again.

@@ -25,7 +25,7 @@ from segpipe.stages.image import (
     NEEDS,
     STAGES,
     Image,
-    current_manifest,
+    current_manifests,
     forget,
     is_whole,
 )
@@ -164,8 +164,9 @@ def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
     them.
     """
     needed = set()
+    current = current_manifests(image)
     for stage in STAGES:
-        manifest = current_manifest(image, stage)
+        manifest = current.get(stage)
         lacks = stage != "infer" and not _has_output(image, stage)
         if manifest is None or manifest.failed or lacks:
             needed.add(stage)
@@ -308,9 +309,8 @@ def _outcome(image: Image, future: Future[ImageResult]) -> ImageResult:
 def _result(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
     """What the manifests say of an image, up to the last of these stages."""
     result = ImageResult(image.name, image.source, status)
-    for stage in STAGES[: STAGES.index(stages[-1]) + 1]:
-        manifest = current_manifest(image, stage)
-        if manifest is None:
+    for stage, manifest in current_manifests(image).items():
+        if STAGES.index(stage) > STAGES.index(stages[-1]):
             break
         result.seconds[stage] = round(manifest.seconds, 3)
         result.failed_regions += [{"stage": stage} | dict(entry) for entry in manifest.failed]

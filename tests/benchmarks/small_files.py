@@ -125,7 +125,9 @@ def main() -> None:
     print(f"{given.count / seconds:.2f} files/s by one process, {seconds:.1f} s")
     for kind in (*KINDS, "the rest"):
         spent = meter.spent[kind]
-        print(f"{kind:<12}{1e3 * spent / given.count:8.1f} CPU ms a file {100 * spent / total:6.1f} %")
+        print(
+            f"{kind:<12}{1e3 * spent / given.count:8.1f} CPU ms a file {100 * spent / total:6.1f} %"
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"peak resident memory {peak / 1e3:.0f} MB")
 

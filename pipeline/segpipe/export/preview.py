@@ -36,6 +36,9 @@ WIDTH, HEIGHT = 1600, 900
 _MARGIN, _HEAD, _FOOT = 20, 74, 26  # pixels: around panels, title and facts, line under a panel
 _PANEL = (770, 770)  # two of them beside each other fill the picture
 _THIN = 16  # pixels: an overview is stretched to at least this
+_ENLARGED = (
+    520  # pixels: beyond twice its size nothing is enlarged past this; there may be thousands
+)
 _ENLARGE = 64  # display pixels per image pixel at most
 _LARGE, _MEDIUM, _SMALL = 26, 16, 14  # heights of letters
 _GROUND, _PALE, _BRIGHT = (22, 24, 29), (154, 160, 170), (240, 242, 245)
@@ -111,7 +114,7 @@ def _fit(shape: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
     """The display size of `shape` within `limit`: a whole factor larger, or smaller; never thin."""
     factor = min(limit[0] / shape[0], limit[1] / shape[1])
     if factor >= 1:
-        factor = min(int(factor), _ENLARGE)
+        factor = min(int(factor), max(_ENLARGED // max(shape), 2), _ENLARGE)
     height, width = (
         min(max(round(n * factor), _THIN), m) for n, m in zip(shape, limit, strict=True)
     )
@@ -200,7 +203,9 @@ def write_png(path: Path, picture: Picture) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        Image.fromarray(picture).save(partial, format="PNG", compress_level=1)  # a fifth of the time
+        Image.fromarray(picture).save(
+            partial, format="PNG", compress_level=1
+        )  # a fifth of the time
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -274,15 +274,14 @@ def manifest_before(image: Image, stage: str) -> Manifest:
     InputError
         When an earlier stage was not run, or with other settings, or its arrays are not whole.
     """
+    current = current_manifests(image)
     for earlier in NEEDS[stage]:
-        if current_manifest(image, earlier) is None or not is_whole(image, earlier):
+        if earlier not in current or not is_whole(image, earlier):
             raise InputError(
                 f"{image.name}: {stage} needs the result of {earlier} with the same settings; "
                 f"run `segpipe stage {earlier}` first"
             )
-    manifest = current_manifest(image, STAGES[STAGES.index(stage) - 1])
-    assert manifest is not None  # noqa: S101 - NEEDS names the stage before
-    return manifest
+    return current[STAGES[STAGES.index(stage) - 1]]
 
 
 def is_whole(image: Image, stage: str) -> bool:
@@ -296,16 +295,17 @@ def is_whole(image: Image, stage: str) -> bool:
     return array is None or manifest.facts.get("disk") == list(disk_usage(array) or ())
 
 
-def current_manifest(image: Image, stage: str) -> Manifest | None:
-    """The stage's manifest if it was made from this input with these settings."""
-    place = STAGES.index(stage)
-    before = None if place == 0 else current_manifest(image, STAGES[place - 1])
-    if place > 0 and before is None:
-        return None
-    manifest = Manifest.read(image.manifest_path(stage))
-    if manifest is None or manifest.fingerprint != stage_fingerprint(image, stage, before):
-        return None
-    return manifest
+def current_manifests(image: Image) -> dict[str, Manifest]:
+    """The manifests, by stage, that were made from this input with these settings; in order, up to
+    the first that was not."""
+    current: dict[str, Manifest] = {}
+    before: Manifest | None = None
+    for stage in STAGES:
+        manifest = Manifest.read(image.manifest_path(stage))
+        if manifest is None or manifest.fingerprint != stage_fingerprint(image, stage, before):
+            break
+        current[stage] = before = manifest
+    return current
 
 
 def forget(out: Path, name: str, stages: Sequence[str], *, records: bool = True) -> None:

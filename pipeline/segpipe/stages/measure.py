@@ -16,7 +16,7 @@ from segpipe.export.drawing import contrast
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import ROW, bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
-from segpipe.stages.image import Image, Manifest, Progress, current_manifest, manifest_before
+from segpipe.stages.image import Image, Manifest, Progress, current_manifests, manifest_before
 from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of
@@ -101,8 +101,7 @@ def _metadata(image: Image) -> dict[str, str]:
 
 def _write_preview(image: Image, before: Manifest, busiest: tuple[int, int]) -> None:
     """The whole image from the pyramid, and a detail around the pixel with most objects."""
-    tiled = current_manifest(image, "tile")
-    assert tiled is not None  # noqa: S101 - its successor is current
+    tiled = current_manifests(image)["tile"]
     layout = image.layout
     if layout.rgb:
         channels: tuple[int, ...] = (0, 1, 2)

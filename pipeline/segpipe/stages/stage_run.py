@@ -80,7 +80,7 @@ class StageRun:
         forget(self.image.out, self.image.name, STAGES[STAGES.index(self.stage) :], records=False)
         remove(self.folder)
         prepare()
-        write_json(told, state)
+        write_json(told, state, durable=False)  # lost: the stage begins anew
 
     def over(
         self,
