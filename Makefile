@@ -17,10 +17,13 @@ check: .venv/test.done
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/snakefmt --check Snakefile workflows
+	$(BIN)/snakemake --lint
 
 format: .venv/test.done
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/snakefmt Snakefile workflows
 
 clean:
 	rm -rf .venv demo

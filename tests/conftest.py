@@ -14,6 +14,14 @@ settings.register_profile("segpipe", deadline=None)
 settings.load_profile("segpipe")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-interruption",
+        action="store_true",
+        help="test_workflow.py: every driver, signal and stage, not only some of them (minutes)",
+    )
+
+
 @pytest.fixture(scope="session")
 def rgb_model(tmp_path_factory):
     """A model file of three channels, untrained."""

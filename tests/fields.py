@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import shutil
 import tempfile
 from functools import cache
@@ -20,6 +21,7 @@ from segpipe.models.modelfile import write_model
 from segpipe.models.network import build_network
 from segpipe.run import RunResult, predict
 from segpipe.settings import load_settings
+from segpipe.stages.image import STAGES
 from segpipe.synthetic import NucleiField
 
 CORE = 64
@@ -88,3 +90,26 @@ def labels_of(out: Path, name: str) -> np.ndarray:
 def table_of(out: Path, name: str) -> pa.Table:
     """The table."""
     return pq.read_table(out / f"{name}.parquet")
+
+
+def same_results(ours: Path, theirs: Path) -> None:
+    """All that a run leaves as results is the same, byte for byte, and so are the manifests' tokens."""
+    found = []
+    for out in (ours, theirs):
+        files = [path for path in out.rglob("*") if path.is_file()]
+        inside = {path.relative_to(out): path for path in files if ".segpipe" not in path.parts}
+        results = {
+            name: path.read_bytes()
+            for name, path in inside.items()
+            if ".ome.zarr" in str(name) or path.suffix in (".parquet", ".png")
+        }
+        tokens = {
+            name: json.loads(path.read_text(errors="surrogateescape"))["token"]
+            for name, path in inside.items()
+            if name.parts[0] == "manifests" and name.name.split(".")[-2] in STAGES
+        }
+        assert results and tokens
+        found.append(results | tokens)
+    assert found[0].keys() == found[1].keys()
+    different = [str(name) for name in found[0] if found[0][name] != found[1][name]]
+    assert not different

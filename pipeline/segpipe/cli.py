@@ -101,12 +101,55 @@ def predict(**options: Any) -> None:
 @main.command()
 @click.argument("stage", type=click.Choice(STAGES))
 @run_options
-def stage(stage: str, **options: Any) -> None:
+@click.option(
+    "--job",
+    type=click.Path(path_type=Path),
+    help="Instead of INPUTS: the images of a job of the workflow.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="With --job: where to tell what became of them.",
+)
+def stage(stage: str, job: Path | None, manifest: Path | None, **options: Any) -> None:
     """Run one stage by hand: tile, infer, stitch or measure.
 
     The stages before it must be done with the same settings.
+
+    This is also what the rules of the workflow call, with --job and --manifest. Images that fail are
+    then told by the manifest and by `segpipe check`, not by the exit code.
     """
-    _run((stage,), **options)
+    if (job is None) != (manifest is None):
+        raise SettingsError("--job and --manifest go together")
+    _run((stage,), job=job, manifest=manifest, **options)
+
+
+@main.command()
+@click.option("-c", "--config", required=True, type=click.Path(path_type=Path), help="The project.")
+@click.option(
+    "--manifest",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Written when nothing has failed.",
+)
+def check(config: Path, manifest: Path) -> None:
+    """The last rule of the workflow: name the images that failed, and write run.json.
+
+    The next run of the workflow tries them again. Exit code 0: all done. 1: some failed.
+    """
+    _log_to_stderr()
+    from segpipe.settings import load_project
+    from segpipe.workflow import check as check_images
+
+    sys.exit(check_images(load_project(config), manifest))
+
+
+@main.command()
+def workflow() -> None:
+    """Where the Snakefile is: snakemake --snakefile "$(segpipe workflow)" ..."""
+    from segpipe.workflow import find_snakefile
+
+    click.echo(find_snakefile())
 
 
 def _run(
@@ -123,6 +166,8 @@ def _run(
     pixel_size: float | None,
     restart: bool,
     verify: bool,
+    job: Path | None = None,
+    manifest: Path | None = None,
 ) -> None:
     _log_to_stderr()
     from segpipe.settings import load_project
@@ -139,14 +184,18 @@ def _run(
             "tile.pixel_size_um": pixel_size,
         },
     )
-    given, out = inputs or project.input, out or project.output
+    settings, given, out = project.settings, inputs or project.input, out or project.output
+    if job is not None and manifest is not None and out is not None:
+        from segpipe.run import run_job
+
+        run_job(stages[0], job, manifest, out, settings)
+        return
     if not given or out is None:
         lacking = "no INPUTS: name images or folders" if not given else "no OUT: name it by -o"
         key = "input" if not given else "output"
         raise SettingsError(f"{lacking}, or give a YAML that holds `{key}:` by -c")
     from segpipe.run import predict as run
 
-    settings = project.settings
     result = run(list(given), out, settings, stages=stages, restart=restart, verify=verify)
     sys.exit(result.exit_code)
 

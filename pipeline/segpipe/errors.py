@@ -3,6 +3,7 @@
     SegpipeError
     ├── SettingsError   wrong usage or settings; nothing was started      exit code 2
     ├── InputError      an input cannot be used; the others are finished  exit code 1
+    │   └── BusyError   another process works on it
     ├── ModelError      a model file cannot be used                       exit code 2
     └── Stopped         the user or the scheduler asked to stop           exit code 130
 
@@ -26,6 +27,10 @@ class InputError(SegpipeError, OSError):
     """An image cannot be read, or is not an image that segpipe can use."""
 
     exit_code = 1
+
+
+class BusyError(InputError):
+    """Another process works on this image."""
 
 
 class ModelError(SegpipeError, ValueError):

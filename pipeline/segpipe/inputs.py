@@ -57,6 +57,12 @@ def find_inputs(given: Sequence[Path], out: Path) -> list[Input]:
     return _name(found, out)
 
 
+def names_in_order(out: Path) -> list[str]:
+    """All names that were ever given in OUT, in the order in which they were."""
+    given = read_json(out / "manifests" / "images.json")
+    return list(given) if isinstance(given, dict) else []
+
+
 def is_results(folder: Path) -> bool:
     """Whether a folder holds results of ours."""
     return os.access(folder, os.X_OK) and (

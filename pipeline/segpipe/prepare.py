@@ -13,13 +13,23 @@ from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
-from segpipe.settings import Settings
+from segpipe.settings import AUTO, Settings
 from segpipe.slide import Slide, input_fingerprint, open_slide, select_channels
-from segpipe.stages.image import Image, Layout, Model, NumericPlan, decode_of
+from segpipe.stages.image import (
+    STAGES,
+    Image,
+    Layout,
+    Model,
+    NumericPlan,
+    decode_of,
+    settings_digest,
+)
 
 BYTES_PER_WORKER = 2_000_000_000
 """Memory to reckon with for each process when their number is chosen."""
 FLUORESCENCE = "nuclei-fluorescence"
+AUTO_MODELS = (FLUORESCENCE,)
+"""The shipped models among which `auto` chooses."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,13 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
     plans = _Plans(out, settings)
     images: list[Image] = []
     failed: list[tuple[Input, SegpipeError]] = []
-    if settings.infer.precision == "float16" and not _on_gpu(settings):
-        raise SettingsError("infer.precision float16 needs a GPU; use float32, or bfloat16")
-    if settings.infer.model != "auto":
-        decode_of(settings, model_of(settings.infer.model).card)
+    if settings.infer.model != AUTO:
+        plans.check(model_of(settings.infer.model))
     for one in found:
         try:
             with open_slide(one.source) as slide:
                 name = settings.infer.model
-                model = model_of(_auto(slide, settings) if name == "auto" else name)
+                model = model_of(_auto(slide, settings) if name == AUTO else name)
                 layout = _layout(slide, settings, model)
         except InputError as error:
             failed.append((one, error))
@@ -86,6 +94,20 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
         images.append(plans.image(one, out, model, layout))
     plans.write()
     return Prepared(images, failed)
+
+
+def begin(out: Path, settings: Settings) -> None:
+    """Check settings and models, and write what processes over one OUT share: the plan, for one.
+
+    Raises
+    ------
+    SettingsError, ModelError
+        As `prepare`.
+    """
+    plans, model_of = _Plans(out, settings), _Models(out)
+    for name in AUTO_MODELS if settings.infer.model == AUTO else (settings.infer.model,):
+        plans.check(model_of(name))
+    plans.write()
 
 
 def _auto(slide: Slide, settings: Settings) -> str:
@@ -96,6 +118,19 @@ def _auto(slide: Slide, settings: Settings) -> str:
         f"{slide.path.name}: no shipped model takes RGB images; choose one channel for "
         f"{FLUORESCENCE} (--channel) or give your own model (--model)"
     )
+
+
+def stage_digests(settings: Settings) -> dict[str, str]:
+    """`settings_digest` of each stage.
+
+    Raises
+    ------
+    ModelError
+        When there is no such model.
+    """
+    names = AUTO_MODELS if settings.infer.model == AUTO else (settings.infer.model,)
+    models = [model_hash(find_model(name)) for name in names]
+    return {stage: settings_digest(stage, settings, models) for stage in STAGES}
 
 
 def load_model(name: str) -> Model:
@@ -178,6 +213,7 @@ class _Plans:
     def __init__(self, out: Path, settings: Settings) -> None:
         self.path = out / "manifests" / "plan.json"
         self.settings = settings
+        self.digests = stage_digests(settings)
         written = read_json(self.path)
         self.open: dict[str, Any] = dict(written) if isinstance(written, dict) else {}
         if not self.open:
@@ -186,6 +222,14 @@ class _Plans:
             self.new = True
         else:
             self.new = False
+
+    def check(self, model: Model) -> None:
+        """Say what is wrong with the settings for this model, before anything is started."""
+        settings = self.settings
+        if settings.infer.precision == "float16" and not _on_gpu(settings):
+            raise SettingsError("infer.precision float16 needs a GPU; use float32, or bfloat16")
+        TileGrid((1, 1), settings.tile.core, model.halo, model.stride)
+        decode_of(settings, model.card)
 
     def write(self) -> None:
         """Keep the decisions beside the results."""
@@ -204,10 +248,8 @@ class _Plans:
             memory_format=infer.memory_format,
             threads=infer.threads,
         )
-        # What is wrong with the settings for this model is said before anything is started.
-        TileGrid(layout.plane, plan.core, plan.halo, plan.stride)
-        decode_of(self.settings, model.card)
+        self.check(model)
         region = tile.region or ceil_to(self.open["region"], tile.core)
-        if region % tile.core:
-            raise SettingsError(f"tile.region {region} is not a multiple of tile.core {tile.core}")
-        return Image(one.name, one.source, out, self.settings, model, plan, region, layout)
+        return Image(
+            one.name, one.source, out, self.settings, model, plan, region, layout, self.digests
+        )

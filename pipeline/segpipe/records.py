@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segpipe.errors import InputError, SegpipeError
+from segpipe.errors import BusyError, SegpipeError
 from segpipe.store import Shard, sync_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,13 +38,18 @@ def fingerprint(*parts: object) -> str:
 
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
-    """Replace a JSON file atomically; durably where its loss would cost more than doing work again."""
+    """Replace a JSON file; as `write_text`."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    write_text(path, text + "\n", durable=durable)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file atomically; durably where its loss would cost more than doing work again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False, default=str)
-            file.write("\n")
+            file.write(text)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -225,7 +230,7 @@ def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[None]:
 
     Raises
     ------
-    InputError
+    BusyError
         When another process holds it, and it is not waited for.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -234,5 +239,5 @@ def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise InputError(f"{name}: another segpipe is working on it in {folder}") from None
+            raise BusyError(f"{name}: another segpipe is working on it in {folder}") from None
         yield

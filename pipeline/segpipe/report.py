@@ -4,69 +4,74 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segpipe import __version__
-from segpipe.prepare import Prepared
 from segpipe.records import locked, read_json, write_json
+from segpipe.results import ImageResult
 from segpipe.settings import Settings
-
-if TYPE_CHECKING:
-    from segpipe.run import RunResult
+from segpipe.stages.image import Image
 
 LIBRARIES = ("torch", "numpy", "zarr", "tifffile", "numba", "connected-components-3d", "dask")
 
 
-def write_run_json(result: RunResult, prepared: Prepared, settings: Settings) -> None:
-    """Write OUT/run.json; images of earlier runs into the same OUT stay in it."""
-    path = result.out / "run.json"
-    with locked(result.out / "manifests" / ".run.json", "run.json", wait=True):
-        _write(path, result, prepared, settings)
+def write_run_json(
+    out: Path, entries: Mapping[str, Mapping[str, Any]], settings: Settings, seconds: float | None
+) -> None:
+    """Write OUT/run.json; images of earlier runs into the same OUT stay in it.
+
+    Parameters
+    ----------
+    entries
+        `entry_of` each image, by name.
+    """
+    with locked(out / "manifests" / ".run.json", "run.json", wait=True):
+        images = {**read_entries(out), **entries}
+        write_json(
+            out / "run.json",
+            {
+                "segpipe": __version__,
+                "python": sys.version.split()[0],
+                "platform": platform.platform(),
+                "libraries": {name: metadata.version(name) for name in LIBRARIES},
+                "seconds": None if seconds is None else round(seconds, 3),
+                "settings": settings.model_dump(mode="json"),
+                "failed": sorted(name for name, one in images.items() if one["status"] == "failed"),
+                "images": dict(sorted(images.items())),
+            },
+        )
 
 
-def _write(path: Path, result: RunResult, prepared: Prepared, settings: Settings) -> None:
-    before = read_json(path)
-    images: dict[str, Any] = {}
-    if isinstance(before, dict) and isinstance(before.get("images"), dict):
-        images = dict(before["images"])
-    by_name = {image.name: image for image in prepared.images}
-    for one in result.images:
-        entry: dict[str, Any] = {
-            "source": str(one.source),
-            "status": "failed" if one.status == "failed" else "done",
-            "error": one.error,
-            "objects": one.objects,
-            "failed_regions": one.failed_regions,
-            "warnings": one.warnings,
-            "seconds": one.seconds,
+def read_entries(out: Path) -> dict[str, Mapping[str, Any]]:
+    """The entries of the images in OUT/run.json, if it is there."""
+    before = read_json(out / "run.json")
+    found = before.get("images") if isinstance(before, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
+    """What run.json says of an image; None: it could not be opened."""
+    entry: dict[str, Any] = {
+        "source": str(result.source),
+        "status": "failed" if result.status == "failed" else "done",
+        "error": result.error,
+        "objects": result.objects,
+        "failed_regions": result.failed_regions,
+        "warnings": result.warnings,
+        "seconds": result.seconds,
+    }
+    if image is not None:
+        entry |= {
+            "shape": list(image.layout.shape),
+            "dtype": image.layout.dtype,
+            "channels": [image.layout.channel_names[number] for number in image.layout.channels],
+            "pixel_size_um": image.layout.pixel_size_um,
+            "model": image.model.card.name,
+            "model_hash": image.model.hash,
+            "exact": image.model.exact,
+            "plan": vars(image.plan) | {"context": image.model.context},
         }
-        if one.name in by_name:
-            image = by_name[one.name]
-            entry |= {
-                "shape": list(image.layout.shape),
-                "dtype": image.layout.dtype,
-                "channels": [
-                    image.layout.channel_names[number] for number in image.layout.channels
-                ],
-                "pixel_size_um": image.layout.pixel_size_um,
-                "model": image.model.card.name,
-                "model_hash": image.model.hash,
-                "exact": image.model.exact,
-                "plan": vars(image.plan) | {"context": image.model.context},
-            }
-        images[one.name] = entry
-    write_json(
-        path,
-        {
-            "segpipe": __version__,
-            "python": sys.version.split()[0],
-            "platform": platform.platform(),
-            "libraries": {name: metadata.version(name) for name in LIBRARIES},
-            "seconds": round(result.seconds, 3),
-            "settings": settings.model_dump(mode="json"),
-            "failed": sorted(name for name, one in images.items() if one["status"] == "failed"),
-            "images": dict(sorted(images.items())),
-        },
-    )
+    return entry

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from segpipe.compute import Engine, SerialEngine, open_engine, usable_cores
-from segpipe.errors import InputError, SegpipeError, SettingsError, Stopped
-from segpipe.inputs import find_inputs
+from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine, usable_cores
+from segpipe.errors import BusyError, InputError, SegpipeError, SettingsError, Stopped
+from segpipe.inputs import Input, find_inputs
+from segpipe.jobs import JobImage, read_job, write_job
 from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
-from segpipe.report import write_run_json
+from segpipe.report import entry_of, write_run_json
+from segpipe.results import ImageResult, RunResult, conclude, counted, result_of
 from segpipe.settings import Settings
 from segpipe.stages.image import (
     NEEDS,
@@ -29,47 +31,13 @@ from segpipe.stages.image import (
     forget,
     is_whole,
 )
-from segpipe.stopping import stop_on_signals
+from segpipe.stopping import Stop, stop_on_signals
 from segpipe.verifying import remove_damaged
 
 log = logging.getLogger(__name__)
 
 SMALL_JOB_PIXELS = 6_000_000
 """Below this, starting processes takes longer than the work."""
-
-
-@dataclass
-class ImageResult:
-    """What became of one input."""
-
-    name: str
-    source: Path
-    status: str
-    """done, failed or skipped (done before)."""
-    error: str | None = None
-    objects: int | None = None
-    failed_regions: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What became of all of them."""
-
-    images: list[ImageResult]
-    out: Path
-    seconds: float
-
-    @property
-    def failed(self) -> list[ImageResult]:
-        """Those to name."""
-        return [image for image in self.images if image.status == "failed"]
-
-    @property
-    def exit_code(self) -> int:
-        """0 all done, 1 an input failed."""
-        return 1 if self.failed else 0
 
 
 def predict(
@@ -117,6 +85,61 @@ def predict(
         )  # a device that is not here: said before the plan is written
     search = find_inputs([Path(path) for path in inputs], folder)
     prepared = prepare(search, folder, settings)
+    results, busy = _work(prepared, folder, settings, stages, restart=restart, verify=verify)
+    results.sort(key=lambda result: result.name)
+    result = RunResult(results, folder, time.perf_counter() - started)
+    write_run_json(folder, _entries(results, prepared), settings, result.seconds)
+    if busy or result.failed:
+        conclude(result)
+    return result
+
+
+def run_job(stage: str, job: Path, manifest: Path, out: Path, settings: Settings) -> None:
+    """One stage of the images that a job of the workflow lists; what failed is told by its manifest.
+
+    Parameters
+    ----------
+    job
+        The job's list of images, or its manifest of the stage before. Images that this tells to be
+        lost are passed on as they are.
+    manifest
+        Written last: what became of each image.
+
+    Raises
+    ------
+    SettingsError, Stopped
+        As `predict`; then no manifest is written.
+    """
+    folder = _writable(out)
+    listed = read_job(job)
+    found = [Input(image.name, image.source) for image in listed if not image.lost]
+    prepared = prepare(found, folder, settings)
+    results, _ = _work(prepared, folder, settings, (stage,), in_job=True)
+    entries = _entries(results, prepared)
+    images = {image.name: image for image in prepared.images}
+    done = {
+        name: JobImage.now(name, Path(entry["source"]), images.get(name), stage, entry)
+        for name, entry in entries.items()
+    }
+    write_job(manifest, [done.get(image.name, image) for image in listed])
+
+
+def _entries(results: Sequence[ImageResult], prepared: Prepared) -> dict[str, dict[str, Any]]:
+    images = {image.name: image for image in prepared.images}
+    return {one.name: entry_of(one, images.get(one.name)) for one in results}
+
+
+def _work(
+    prepared: Prepared,
+    folder: Path,
+    settings: Settings,
+    stages: Sequence[str],
+    *,
+    restart: bool = False,
+    verify: bool = False,
+    in_job: bool = False,
+) -> tuple[list[ImageResult], int]:
+    """Results of all images in no order, and on how many of them there was something to do."""
     results: list[ImageResult] = []
     for image in prepared.images if verify else []:
         with locked(image.work, image.name):
@@ -127,7 +150,7 @@ def predict(
         if needed:
             todo.append((image, needed))
         else:
-            results.append(_result(image, "skipped", stages))
+            results.append(result_of(image, "skipped", stages))
     results += [
         ImageResult(bad.name, bad.source, "failed", str(error)) for bad, error in prepared.failed
     ]
@@ -136,14 +159,10 @@ def predict(
             log.error("%s", bad.error)
     if todo:
         _announce(prepared, todo, folder, stages)
-        results += _run_all(todo, settings, stages, restart)
+        results += _run_all(todo, settings, stages, restart, in_job)
     elif not prepared.failed:
         log.info("nothing to do: %s finished in %s", counted(len(results), "image"), folder)
-    results.sort(key=lambda result: result.name)
-    result = RunResult(results, folder, time.perf_counter() - started)
-    write_run_json(result, prepared, settings)
-    _conclude(result, len(todo))
-    return result
+    return results, len(todo)
 
 
 def _writable(out: Path) -> Path:
@@ -160,8 +179,8 @@ def _writable(out: Path) -> Path:
 def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
     """Those of the wanted stages that are not done with these settings, or whose arrays are lacking.
 
-    Probabilities are work, which `clean` removes: they are made again only for a stage that reads
-    them.
+    Probabilities are work, which `clean` removes: they are made again only where a stage that reads
+    them is to be done, wanted or not (it may be wanted of the next job).
     """
     needed = set()
     current = current_manifests(image)
@@ -170,12 +189,10 @@ def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
         lacks = stage != "infer" and not _has_output(image, stage)
         if manifest is None or manifest.failed or lacks:
             needed.add(stage)
-    needed &= set(wanted)
     for stage in reversed(STAGES):
         if stage in needed:
             needed |= {before for before in NEEDS[stage] if not is_whole(image, before)}
-            needed &= set(wanted)
-    return [stage for stage in STAGES if stage in needed]
+    return [stage for stage in STAGES if stage in needed and stage in wanted]
 
 
 def _has_output(image: Image, stage: str) -> bool:
@@ -214,11 +231,6 @@ def _announce(
         log.info("%d of them go on where they stopped, or redo what new settings concern", resumed)
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _bytes(count: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
@@ -231,6 +243,7 @@ def _run_all(
     settings: Settings,
     stages: Sequence[str],
     restart: bool,
+    in_job: bool,
 ) -> list[ImageResult]:
     pixels: dict[str, int] = {}
     for image, needed in todo:
@@ -240,7 +253,7 @@ def _run_all(
     workers = choice.workers or usable_cores()
     kind = choice.kind
     if kind == "auto":
-        small = max(pixels.values()) < SMALL_JOB_PIXELS and choice.workers is None
+        small = max(pixels.values()) < SMALL_JOB_PIXELS and (choice.workers is None or in_job)
         kind = "serial" if small or workers == 1 else "local"
     gpus = _gpu_count(settings.infer.device) if "infer" in pixels else 0
     results = []
@@ -253,7 +266,9 @@ def _run_all(
         in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers
         with ThreadPoolExecutor(in_flight, "image") as pool:
             flying = {
-                pool.submit(_run_image, image, stages, restart, engine, bar): image
+                pool.submit(
+                    _run_image, image, stages, restart, engine, bar, stop if in_job else None
+                ): image
                 for image, _ in todo
             }
             try:
@@ -274,12 +289,17 @@ def _gpu_count(device: str) -> int:
 
 
 def _run_image(
-    image: Image, stages: Sequence[str], restart: bool, engine: Engine, bar: ProgressBar
+    image: Image,
+    stages: Sequence[str],
+    restart: bool,
+    engine: Engine,
+    bar: ProgressBar,
+    waiting: Stop | None,
 ) -> ImageResult:
     """One image through the stages; what is needed is asked anew after each, because a stage that
     was done again may have changed what the next one reads."""
     try:
-        with locked(image.work, image.name):
+        with locked(image.work, image.name) if waiting is None else _awaited(image, waiting):
             if restart:
                 forget(image.out, image.name, STAGES[STAGES.index(stages[0]) :])
             for stage in stages:
@@ -293,7 +313,26 @@ def _run_image(
             raise
         where = f" {error.filename}" if error.filename else ""
         raise InputError(f"{image.name}: {error.strerror or error}{where}") from error
-    return _result(image, "done", stages)
+    return result_of(image, "done", stages)
+
+
+@contextlib.contextmanager
+def _awaited(image: Image, stop: Stop) -> Iterator[None]:
+    """Hold an image once no other process does: a job whose workflow was killed may still run."""
+    with contextlib.ExitStack() as held:
+        said = False
+        while True:
+            try:
+                held.enter_context(locked(image.work, image.name))
+                break
+            except BusyError as error:
+                if not said:
+                    log.warning("%s; waiting for it", error)
+                said = True
+            if stop.asked:
+                raise Stopped(STOPPED)
+            time.sleep(0.2)
+        yield
 
 
 def _outcome(image: Image, future: Future[ImageResult]) -> ImageResult:
@@ -304,44 +343,3 @@ def _outcome(image: Image, future: Future[ImageResult]) -> ImageResult:
         log.error("%s", error)
         return ImageResult(image.name, image.source, "failed", str(error))
     raise error
-
-
-def _result(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
-    """What the manifests say of an image, up to the last of these stages."""
-    result = ImageResult(image.name, image.source, status)
-    for stage, manifest in current_manifests(image).items():
-        if STAGES.index(stage) > STAGES.index(stages[-1]):
-            break
-        result.seconds[stage] = round(manifest.seconds, 3)
-        result.failed_regions += [{"stage": stage} | dict(entry) for entry in manifest.failed]
-        result.warnings += manifest.facts.get("warnings", [])
-        if "objects" in manifest.facts:
-            result.objects = manifest.facts["objects"]
-    if result.failed_regions:
-        result.status = "failed"
-        first = result.failed_regions[0]
-        result.error = (
-            f"{image.name}: {counted(len(result.failed_regions), 'region')} failed, the rest is done; "
-            f"first: {first['stage']} at {first['box']}: {first['error']}"
-        )
-    return result
-
-
-def _conclude(result: RunResult, started: int) -> None:
-    if not started and not result.failed:
-        return
-    done = [image for image in result.images if image.status != "failed"]
-    objects = sum(image.objects or 0 for image in done)
-    log.info(
-        "%s done, %s, %d failed, in %.1f s; results in %s",
-        counted(len(done), "image"),
-        counted(objects, "object"),
-        len(result.failed),
-        result.seconds,
-        result.out,
-    )
-    if result.failed:
-        names = [bad.name for bad in result.failed]
-        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-        where = result.out / "run.json"
-        log.error("failed: %s%s; why is in %s", ", ".join(names[:10]), more, where)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,6 +101,8 @@ class Image:
     plan: NumericPlan
     region: int
     layout: Layout
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """`settings_digest` of each stage, for its manifest."""
 
     @property
     def zarr(self) -> Path:
@@ -134,8 +136,7 @@ class Image:
 
     def array(self, stage: str) -> Path | None:
         """The array that a stage writes and others read."""
-        arrays = {"tile": self.zarr / "0", "infer": self.probabilities, "stitch": self.labels}
-        return arrays.get(stage)
+        return array_path(self.out, self.name, stage)
 
     @property
     def grid(self) -> Grid:
@@ -160,7 +161,7 @@ class Image:
 
     def manifest_path(self, stage: str) -> Path:
         """Where the stage's manifest is written, last of all."""
-        return self.out / "manifests" / f"{self.name}.{stage}.json"
+        return manifest_path(self.out, self.name, stage)
 
     def fingerprint(self, stage: str) -> str:
         """Hash of what decides this stage's result besides the result of the stage before."""
@@ -234,6 +235,27 @@ class Manifest:
             return None
 
 
+def settings_digest(stage: str, settings: Settings, models: Sequence[str]) -> str:
+    """Hash of the settings that can decide a stage's result, known before any image is opened.
+
+    Wider than `Image.fingerprint`: whole sections, and those of the stages before. So where it is
+    the same, and the input is, so is the fingerprint.
+
+    Parameters
+    ----------
+    models
+        Hashes of the model, or of those among which `auto` chooses.
+    """
+    settings_of: Mapping[str, Any] = {
+        "tile": [settings.tile.model_dump(), settings.infer.normalise, list(models)],
+        "infer": settings.infer.model_dump(exclude={"model", "device"}),
+        "stitch": settings.stitch.model_dump(),
+        "measure": settings.measure.model_dump(),
+    }
+    passed = STAGES[: STAGES.index(stage) + 1]
+    return fingerprint([[one, VERSION[one], settings_of[one]] for one in passed])
+
+
 def decode_of(settings: Settings, card: ModelCard) -> Decode:
     """Thresholds as bytes: from the settings, else from the model's card."""
 
@@ -254,6 +276,21 @@ def intensity_range(low: float, high: float, top: float) -> tuple[float, float]:
     """What becomes 0 and 1: where both percentiles coincide (almost all of the image is
     background) the maximum is the high one, so that a few objects are not lost."""
     return low, high if high > low else top
+
+
+def manifest_path(out: Path, name: str, stage: str) -> Path:
+    """Where a stage's manifest of an image is written, last of all."""
+    return out / "manifests" / f"{name}.{stage}.json"
+
+
+def array_path(out: Path, name: str, stage: str) -> Path | None:
+    """The array that a stage writes and others read."""
+    arrays = {
+        "tile": out / f"{name}.ome.zarr" / "0",
+        "infer": work_folder(out, name) / "probabilities.zarr",
+        "stitch": out / f"{name}.ome.zarr" / "labels" / "instances" / "0",
+    }
+    return arrays.get(stage)
 
 
 def work_folder(out: Path, name: str) -> Path:
@@ -289,9 +326,12 @@ def is_whole(image: Image, stage: str) -> bool:
 
     A shard that is absent reads as background, so it must be missed before it is read.
     """
-    manifest, array = Manifest.read(image.manifest_path(stage)), image.array(stage)
-    if manifest is None:
-        return False
+    manifest = Manifest.read(image.manifest_path(stage))
+    return manifest is not None and has_array(manifest, image.array(stage))
+
+
+def has_array(manifest: Manifest, array: Path | None) -> bool:
+    """Whether an array is as the manifest of its stage left it."""
     return array is None or manifest.facts.get("disk") == list(disk_usage(array) or ())
 
 

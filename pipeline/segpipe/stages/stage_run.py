@@ -202,6 +202,8 @@ class StageRun:
         more: dict[str, Any] = {
             "regions_done": self.done_now,
             "regions_done_before": self.done_before,
+            "settings": self.image.digests.get(self.stage),
+            "source": self.image.layout.source_fingerprint,
         }
         array = self.image.array(self.stage)
         if array is not None:

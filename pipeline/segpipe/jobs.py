@@ -1,0 +1,287 @@
+"""Jobs of the workflow: batches of images, and manifests that say which stage of which batch is done.
+
+Snakemake sees one file per job and stage, and knows of it only whether it is there:
+
+    OUT/manifests/jobs/<job>.images.json             the images of a job
+    OUT/manifests/jobs/<job>.<stage>.<digest>.json   that stage is done, or has failed, for all of them
+
+The digest is of the settings, so that other settings are other files: what must be done again does
+not depend on Snakemake's own records of the last run, which lie in the folder that it was started in.
+What is true is told by the manifests of the images, whoever wrote them; `synchronise` removes job
+manifests that they do not bear out, and adds those that they do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from segpipe.errors import InputError, SettingsError
+from segpipe.inputs import Input, names_in_order
+from segpipe.records import read_json, write_json
+from segpipe.slide import input_fingerprint
+from segpipe.stages.image import (
+    NEEDS,
+    STAGES,
+    Image,
+    Manifest,
+    array_path,
+    has_array,
+    manifest_path,
+)
+
+FOLDER = Path("manifests", "jobs")
+
+
+@dataclass(frozen=True)
+class JobImage:
+    """One image in a job's list or manifest.
+
+    Attributes
+    ----------
+    fingerprint
+        Of the file when it was looked at; None when it could not be.
+    token
+        Of the manifest of the job's stage; None when there is none.
+    entry
+        What run.json is to say of it.
+    """
+
+    name: str
+    source: Path
+    fingerprint: str | None = None
+    token: str | None = None
+    entry: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it, or a region of it, failed."""
+        return self.entry.get("status") == "failed"
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed altogether, so that later stages have nothing to work on."""
+        return self.failed and self.token is None
+
+    @classmethod
+    def now(
+        cls, name: str, source: Path, image: Image | None, stage: str, entry: Mapping[str, Any]
+    ) -> JobImage:
+        """What has become of an image after a stage; None: it could not be opened."""
+        if image is None:
+            return cls(name, source, _fingerprint(source), None, entry)
+        manifest = Manifest.read(image.manifest_path(stage))
+        lost = entry["status"] == "failed" and not entry["failed_regions"]
+        token = None if manifest is None or lost else manifest.token
+        return cls(name, source, image.layout.source_fingerprint, token, entry)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch of images that go through each stage together."""
+
+    id: str
+    images: tuple[Input, ...]
+
+
+def plan_jobs(found: Iterable[Input], out: Path, batch: int) -> list[Job]:
+    """Batches of images, and their lists on disk.
+
+    An image's place in the order in which names were given in OUT decides its job, so that images
+    that come in later do not move the others.
+    """
+    place = {name: number for number, name in enumerate(names_in_order(out))}
+    batches: dict[int, list[Input]] = {}
+    for one in sorted(found, key=lambda one: place[one.name]):
+        batches.setdefault(place[one.name] // batch, []).append(one)
+    jobs = []
+    for number, images in batches.items():
+        readable = re.sub("[^A-Za-z0-9_-]+", "_", images[0].name)[:40]
+        job = Job(f"{number * batch:06d}-{readable}", tuple(images))
+        listed = [JobImage(one.name, one.source) for one in images]
+        path = out / FOLDER / f"{job.id}.images.json"
+        if told_by(path) != listed:
+            write_job(path, listed)
+        jobs.append(job)
+    return jobs
+
+
+def write_job(path: Path, images: Sequence[JobImage]) -> None:
+    """Write a job's list or manifest, whole or not at all."""
+    failed = any(image.failed for image in images)
+    told = [asdict(image) | {"source": os.fspath(image.source)} for image in images]
+    content = {"status": "failed" if failed else "done", "images": told}
+    write_json(
+        path, content, durable=False
+    )  # lost: `synchronise` writes it, or the job finds nothing to do
+
+
+def read_job(path: Path) -> list[JobImage]:
+    """A job's list or manifest.
+
+    Raises
+    ------
+    SettingsError
+        When it is none.
+    """
+    content = read_json(path)
+    try:
+        return [JobImage(**(told | {"source": Path(told["source"])})) for told in content["images"]]  # type: ignore[index]
+    except (TypeError, KeyError):
+        raise SettingsError(f"{path} is no list of a job's images") from None
+
+
+def told_by(path: Path) -> list[JobImage]:
+    """As `read_job`; nothing where there is no file, or none of ours."""
+    try:
+        return read_job(path)
+    except SettingsError:
+        return []
+
+
+def job_manifest(out: Path, job: str, stage: str, digest: str) -> Path:
+    """Where a job's stage says that it is done."""
+    return out / FOLDER / f"{job}.{stage}.{digest}.json"
+
+
+def _fingerprint(source: Path) -> str | None:
+    try:
+        return input_fingerprint(source)
+    except InputError:
+        return None
+
+
+class _Truth:
+    """What the manifests of one image say."""
+
+    def __init__(self, out: Path, name: str, source: Path) -> None:
+        self.out = out
+        self.name = name
+        self.source = source
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Of the input, now."""
+        return _fingerprint(self.source)
+
+    @cached_property
+    def chain(self) -> dict[str, Manifest]:
+        """Manifests up to the last that was made from the one before it."""
+        found: dict[str, Manifest] = {}
+        token = None
+        for stage in STAGES:
+            manifest = Manifest.read(manifest_path(self.out, self.name, stage))
+            if manifest is None or manifest.before != token:
+                break
+            found[stage], token = manifest, manifest.token
+        return found
+
+    def bears_out(self, told: JobImage, stage: str) -> bool:
+        """Whether what a job's manifest says of the image still holds."""
+        if told.source != self.source or told.fingerprint != self.fingerprint:
+            return False
+        manifest = self.chain.get(stage)
+        return told.lost or (manifest is not None and manifest.token == told.token)
+
+    def is_done(self, stage: str, digest: str) -> bool:
+        """Whether the stage is done with these settings, and nothing of it has failed."""
+        passed = [self.chain.get(one) for one in STAGES[: STAGES.index(stage) + 1]]
+        if any(manifest is None or manifest.failed for manifest in passed):
+            return False
+        facts = self.chain[stage].facts
+        return facts.get("settings") == digest and facts.get("source") == self.fingerprint
+
+    def has_output(self, stage: str, preview: bool) -> bool:
+        """Whether what the stage has written is there."""
+        if stage == "measure":
+            files = [".parquet"] + [".png"] * preview
+            return all((self.out / f"{self.name}{suffix}").exists() for suffix in files)
+        manifest = self.chain.get(stage)
+        return manifest is not None and has_array(manifest, array_path(self.out, self.name, stage))
+
+
+def synchronise(
+    out: Path,
+    jobs: Sequence[Job],
+    digests: Mapping[str, str],
+    entries: Mapping[str, Any],
+    preview: bool,
+) -> None:
+    """Have job manifests exactly where the manifests of the images bear them out.
+
+    So a run that `predict` has begun or finished goes on here, and one whose results were changed
+    since, or lost, is done again. Nothing but job manifests is written: a dry run may do it too.
+
+    Parameters
+    ----------
+    digests
+        `stage_digests` of the settings.
+    entries
+        Of run.json.
+    preview
+        Whether the picture is among the results.
+    """
+    present: dict[str, list[str]] = {}
+    for file in sorted(path.name for path in (out / FOLDER).glob("*.*.*.json")):
+        present.setdefault(file.rsplit(".", 2)[0], []).append(file)
+    for job in jobs:
+        truths = {one.name: _Truth(out, one.name, one.source) for one in job.images}
+        paths = {stage: job_manifest(out, job.id, stage, digests[stage]) for stage in STAGES}
+        done = set()
+        for stage, path in paths.items():
+            for file in present.get(f"{job.id}.{stage}", []):
+                _remove_unless_true(out / FOLDER / file, stage, truths)
+            if path.exists() or _adopt(path, stage, digests[stage], truths, entries):
+                done.add(stage)
+        for stage in reversed(STAGES):
+            # Probabilities are work, which `clean` removes: missed only where they will be read.
+            if stage in done and stage != "infer":
+                _forget_if_lost(paths, stage, done, truths, preview)
+            for before in NEEDS[stage] if stage not in done else ():
+                if before in done:
+                    _forget_if_lost(paths, before, done, truths, preview)
+
+
+def _forget_if_lost(
+    paths: Mapping[str, Path],
+    stage: str,
+    done: set[str],
+    truths: Mapping[str, _Truth],
+    preview: bool,
+) -> None:
+    told = read_job(paths[stage])
+    if not all(image.lost or truths[image.name].has_output(stage, preview) for image in told):
+        paths[stage].unlink()
+        done.discard(stage)
+
+
+def _remove_unless_true(path: Path, stage: str, truths: Mapping[str, _Truth]) -> None:
+    told = told_by(path)
+    same = [image.name for image in told] == list(truths)
+    if not same or not all(truths[image.name].bears_out(image, stage) for image in told):
+        path.unlink()
+
+
+def _adopt(
+    path: Path, stage: str, digest: str, truths: Mapping[str, _Truth], entries: Mapping[str, Any]
+) -> bool:
+    """Write a job's manifest of what is done already; whether it is."""
+    if not all(truth.is_done(stage, digest) for truth in truths.values()):
+        return False
+    if stage == STAGES[-1] and not set(truths) <= set(entries):  # nothing to go into run.json
+        return False
+    images, times = [], []
+    for name, truth in truths.items():
+        entry = entries.get(name, {"status": "done"})
+        token = truth.chain[stage].token
+        images.append(JobImage(name, truth.source, truth.fingerprint, token, entry))
+        times.append(manifest_path(truth.out, name, stage).stat().st_mtime_ns)
+    write_job(path, images)
+    # As old as what it tells of: stage after stage, so that Snakemake finds nothing newer.
+    os.utime(path, ns=(max(times), max(times)))
+    return True

@@ -1,0 +1,99 @@
+"""What became of images, as the manifests of their stages tell it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segpipe.stages.image import STAGES, Image, current_manifests
+
+log = logging.getLogger(__name__)
+
+NAMED_FAILURES = 10
+
+
+@dataclass
+class ImageResult:
+    """What became of one input."""
+
+    name: str
+    source: Path
+    status: str
+    """done, failed or skipped (done before)."""
+    error: str | None = None
+    objects: int | None = None
+    failed_regions: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of all of them."""
+
+    images: list[ImageResult]
+    out: Path
+    seconds: float
+
+    @property
+    def failed(self) -> list[ImageResult]:
+        """Those to name."""
+        return [image for image in self.images if image.status == "failed"]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 an input failed."""
+        return 1 if self.failed else 0
+
+
+def result_of(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
+    """What the manifests say of an image, up to the last of these stages."""
+    result = ImageResult(image.name, image.source, status)
+    for stage, manifest in current_manifests(image).items():
+        if STAGES.index(stage) > STAGES.index(stages[-1]):
+            break
+        result.seconds[stage] = round(manifest.seconds, 3)
+        result.failed_regions += [{"stage": stage} | dict(entry) for entry in manifest.failed]
+        result.warnings += manifest.facts.get("warnings", [])
+        if "objects" in manifest.facts:
+            result.objects = manifest.facts["objects"]
+    if result.failed_regions:
+        result.status = "failed"
+        first = result.failed_regions[0]
+        result.error = (
+            f"{image.name}: {counted(len(result.failed_regions), 'region')} failed, the rest is done; "
+            f"first: {first['stage']} at {first['box']}: {first['error']}"
+        )
+    return result
+
+
+def conclude(result: RunResult) -> None:
+    """Log a line about all images, and one that names those that failed."""
+    done = [image for image in result.images if image.status != "failed"]
+    objects = sum(image.objects or 0 for image in done)
+    log.info(
+        "%s done, %s, %d failed, in %.1f s; results in %s",
+        counted(len(done), "image"),
+        counted(objects, "object"),
+        len(result.failed),
+        result.seconds,
+        result.out,
+    )
+    log_failed([bad.name for bad in result.failed], result.out)
+
+
+def log_failed(names: Sequence[str], out: Path) -> None:
+    """Name the images that failed, if any."""
+    if names:
+        hidden = len(names) - NAMED_FAILURES
+        more = f" and {hidden} more" if hidden > 0 else ""
+        where = out / "run.json"
+        log.error("failed: %s%s; why is in %s", ", ".join(names[:NAMED_FAILURES]), more, where)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
