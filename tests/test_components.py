@@ -54,7 +54,7 @@ def cut_and_stitch(foreground, interior, decode, cell, order=None, last=4):
             if labels is not None:
                 field.inner[0][...] = labels[window.slices]
             core = region.box.within(window)
-            moving |= grow(field, steps, core)
+            moving |= grow(field, steps, core).area > 0
             state[region.box.slices] = field.inner[0][core.slices]
         labels = state
         if not moving:

@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cc3d
@@ -21,7 +22,7 @@ from scale import Silent, image_of, make
 
 from segpipe.compute import SerialEngine
 from segpipe.geometry import Box
-from segpipe.stages.image import STAGES, forget
+from segpipe.stages.image import STAGES, Image, forget
 from segpipe.stages.measure import measure
 from segpipe.stages.stitch import stitch
 from segpipe.store import read_box
@@ -35,6 +36,12 @@ def cpu_seconds(function: Callable[[], object], times: int = 3) -> float:
         function()
         spent.append(time.process_time() - started)
     return min(spent)
+
+
+def run_anew(image: Image, stage: str, run: Callable[..., object]) -> None:
+    """Run the stage as if it had not been run."""
+    forget(image.out, image.name, STAGES[STAGES.index(stage) :])
+    run(image, SerialEngine(1), Silent())
 
 
 def main() -> None:
@@ -53,17 +60,13 @@ def main() -> None:
             mask = foreground >= image.decode.foreground
             share = mask.mean()
             label = cpu_seconds(
-                lambda mask=mask: cc3d.connected_components(mask, connectivity=4, out_dtype=np.uint32)
+                lambda mask=mask: cc3d.connected_components(
+                    mask, connectivity=4, out_dtype=np.uint32
+                )
             )
             lines = [("cc3d", label)]
-            engine = SerialEngine(1)
             for stage, run in (("stitch", stitch), ("measure", measure)):
-
-                def anew(stage: str = stage, run: Callable[..., object] = run) -> None:
-                    forget(image.out, image.name, STAGES[STAGES.index(stage) :])
-                    run(image, engine, Silent())
-
-                lines.append((stage, cpu_seconds(anew)))
+                lines.append((stage, cpu_seconds(partial(run_anew, image, stage, run))))
             for what, seconds in lines:
                 rate = height * width / 1e6 / seconds
                 print(f"{share:>10.1%}{what:>9}{seconds:>8.2f}{rate:>8.1f}{label / seconds:>9.2f}")

@@ -74,7 +74,9 @@ def grow_regions(run: StageRun, lattice: Lattice) -> Array:
         )
         for region in regions:
             state[place_of(region, lattice)] = number
-        moving = [lattice.named(name) for name, record in found.items() if record.facts["moving"]]
+        moving = [
+            Box(*record.facts["moving"]) for record in found.values() if record.facts["moving"]
+        ]
         if not moving or run.failed:  # what failed is tried again by the next run
             break
         regions = _reached(moving, lattice, LATER_STEPS)
@@ -145,11 +147,11 @@ def _create_front(run: StageRun, target: Path) -> None:
     create_array(target, (), run.image.label_grid, np.dtype(np.uint32))
 
 
-def _reached(moving: Iterable[Region], lattice: Lattice, steps: int) -> list[Region]:
-    """Regions that a front moving through `moving` may reach within `steps`."""
+def _reached(moving: Iterable[Box], lattice: Lattice, steps: int) -> list[Region]:
+    """Regions that a front moving through these boxes may reach within `steps`."""
     names = {}
-    for region in moving:
-        for near in lattice.meeting(region.box.grow(steps)):
+    for box in moving:
+        for near in lattice.meeting(box.grow(steps)):
             names[near.index] = near
     return [names[index] for index in sorted(names)]
 
@@ -164,7 +166,9 @@ def grow_one(work: Pass, name: str) -> dict[str, Any]:
     core = region.box.within(window)
     moving = grow(field, args.steps, core)
     shard = write_shard(args.target, region.box, field.inner[0][core.slices])
-    work.records.add(name, shard, moving=moving)
+    box = moving.shift(window.y0, window.x0)
+    where = [box.y0, box.x0, box.y1, box.x1] if box.area else None
+    work.records.add(name, shard, moving=where)
     return {}
 
 
