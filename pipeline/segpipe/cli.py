@@ -267,7 +267,7 @@ def demo(out: Path, size: int) -> None:
 
 @main.group(cls=Commands)
 def models() -> None:
-    """Models: list, show, import."""
+    """Models: list, show, import, calibrate."""
 
 
 @models.command("list")
@@ -320,6 +320,24 @@ def import_command(source: Path, destination: Path, card: Path | None) -> None:
     fields = read_yaml(card) if card else {}
     import_model(source, destination, fields)
     click.echo(f"wrote {destination}")
+
+
+@models.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "destination", required=True, type=click.Path(path_type=Path),
+    help="Model file to write: MODEL with the outcome in its card.",
+)  # fmt: skip
+def calibrate(model: str, images: tuple[Path, ...], destination: Path) -> None:
+    """Measure what MODEL sees nothing in, so that such tiles can be skipped.
+
+    IMAGES hold objects as MODEL was trained for; they are dimmed until MODEL loses them.
+    """
+    from segpipe.calibration import calibrate_model
+
+    empty = calibrate_model(model, images, destination)
+    click.echo(f"wrote {destination}; empty: {empty.model_dump()}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe import percentiles
+from segpipe import occupancy, percentiles
 from segpipe.components import label_region
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box, Lattice, TileGrid
@@ -72,9 +72,9 @@ def segment(
     box = Box(0, 0, *shape)
     grid = TileGrid(shape, settings.tile.core, segmenter.halo, segmenter.stride)
     ranges = find_ranges(pixels, grid, segmenter.card, settings)
-    constant = all(low == high for low, high in ranges)
+    empty = _empty_tiles(pixels, grid, ranges, segmenter.card, settings)
     probabilities = predict_region(
-        pixels, box, grid, box, ranges, segmenter, (lambda _: True) if constant else None
+        pixels, box, grid, box, ranges, segmenter, lambda tile: bool(empty[tile.index])
     )
     outputs = segmenter.outputs
     foreground = probabilities[outputs.index("foreground")]
@@ -98,6 +98,24 @@ def segment(
     rows = sum_region(labels, probabilities[outputs.index("foreground")], box)
     kept = keeps(rows, settings.stitch.max_area, settings.stitch.min_probability)
     return np.concatenate([np.zeros(1, np.uint32), renumber(kept, 0)])[labels]
+
+
+def _empty_tiles(
+    pixels: Array,
+    grid: TileGrid,
+    ranges: Sequence[tuple[float, float]],
+    card: ModelCard,
+    settings: Settings,
+) -> Array:
+    """Tiles that hold nothing, as the stages find them: bool (rows, columns)."""
+    cell, rule = occupancy.cell_size(settings.tile.core), card.empty
+    if all(low == high for low, high in ranges):
+        return np.ones(grid.lattice.count, bool)
+    if cell is None or rule is None or not settings.infer.skip_empty:
+        return np.zeros(grid.lattice.count, bool)
+    extremes = occupancy.cell_extremes(pixels, cell)
+    found = occupancy.tile_occupancy(extremes, cell, grid, ranges)
+    return occupancy.empty_tiles(found, rule.level, rule.contrast)
 
 
 def find_ranges(

@@ -41,7 +41,7 @@ class Prepared:
 
     def tiles(self, image: Image) -> int:
         """Windows that go through the network."""
-        return len(tile_grid(image))
+        return len(image.tiles)
 
     def disk_bytes(self, image: Image) -> int:
         """Bytes on disk while it runs, were nothing compressed."""
@@ -60,12 +60,6 @@ class Prepared:
         shards = len(Lattice(image.layout.plane, image.grid.shard))
         seams = len(Lattice(image.layout.plane, image.label_grid.shard))
         return int(shards * (1 + 4 / 3) + seams * (1 + 4 / 3)) + 40
-
-
-def tile_grid(image: Image) -> TileGrid:
-    """The tiles of an image."""
-    plan = image.plan
-    return TileGrid(image.layout.plane, plan.core, plan.halo, plan.stride)
 
 
 def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
@@ -247,6 +241,7 @@ class _Plans:
             precision=infer.precision,
             memory_format=infer.memory_format,
             threads=infer.threads,
+            skip_empty=infer.skip_empty and model.card.empty is not None,
         )
         self.check(model)
         region = tile.region or ceil_to(self.open["region"], tile.core)

@@ -59,6 +59,8 @@ def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
         "status": "failed" if result.status == "failed" else "done",
         "error": result.error,
         "objects": result.objects,
+        "tiles": result.tiles,
+        "tiles_skipped": result.tiles_skipped,
         "failed_regions": result.failed_regions,
         "warnings": result.warnings,
         "seconds": result.seconds,

@@ -25,6 +25,9 @@ class ImageResult:
     """done, failed or skipped (done before)."""
     error: str | None = None
     objects: int | None = None
+    tiles: int | None = None
+    tiles_skipped: int | None = None
+    """Because they hold nothing that the model would see."""
     failed_regions: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -58,6 +61,9 @@ def result_of(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
         result.seconds[stage] = round(manifest.seconds, 3)
         result.failed_regions += [{"stage": stage} | dict(entry) for entry in manifest.failed]
         result.warnings += manifest.facts.get("warnings", [])
+        if "tiles" in manifest.facts:
+            result.tiles = manifest.facts["tiles"]
+            result.tiles_skipped = manifest.facts["tiles_skipped"]
         if "objects" in manifest.facts:
             result.objects = manifest.facts["objects"]
     if result.failed_regions:

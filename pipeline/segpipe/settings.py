@@ -85,6 +85,9 @@ class InferSettings(_Section):
     normalise: tuple[float, float] | None = Field(
         None, description="[low, high] of the image that become 0 and 1; null: the model's rule"
     )
+    skip_empty: bool = Field(
+        True, description="leave out tiles in which the model, by its card, sees nothing"
+    )
 
 
 class StitchSettings(_Section):

@@ -171,6 +171,24 @@ def write_shard(path: Path, box: Box, pixels: Array) -> Shard:
     return Shard(len(data), zlib.crc32(data))
 
 
+def clear_shard(path: Path, box: Box) -> Shard:
+    """Remove a shard: all of it is background.
+
+    Raises
+    ------
+    SegpipeError
+        When the file cannot be removed.
+    """
+    file = shard_path(path, box)
+    try:
+        file.unlink(missing_ok=True)
+        if file.parent.exists():
+            sync_folder(file.parent)
+    except OSError as error:
+        raise SegpipeError(f"cannot remove {file}: {error.strerror or error}") from error
+    return Shard(0, 0)
+
+
 def damaged_shard(path: Path, index: str, shard: Shard) -> Path | None:
     """The file of the shard of this `y_x` index if it is not what was recorded; None if it is."""
     planes = ("0",) * (open_array(path).ndim - 2)

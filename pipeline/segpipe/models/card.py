@@ -71,6 +71,16 @@ class Decode(Part):
         return self
 
 
+class Empty(Part):
+    """What the model sees nothing in: windows whose level and contrast (`segpipe.occupancy`) do not
+    exceed these. Measured by `segpipe models calibrate`."""
+
+    level: Length
+    contrast: Length
+    foreground: Annotated[float, Field(gt=0, le=1)]
+    """Probability that no pixel of such a window reaches."""
+
+
 class ModelCard(Part):
     """What a model is, what it expects, and how far it can be trusted."""
 
@@ -87,6 +97,8 @@ class ModelCard(Part):
     object_diameter_px: Length | None = None
     """Typical equivalent diameter of the objects in the training images."""
     decode: Decode = Decode()
+    empty: Empty | None = None
+    """None: it was not measured, and no tile is skipped."""
     licence: Text
     training_data: Text
     figures: dict[Text, float | Text] = {}
@@ -192,5 +204,5 @@ def _first_problem(error: ValidationError) -> str:
 
 def _keys(part: type[Part]) -> Iterator[str]:
     """Names of all keys of a card and of its parts."""
-    for known in (part, Architecture, Percentile, Fixed, Decode):
+    for known in (part, Architecture, Percentile, Fixed, Decode, Empty):
         yield from known.model_fields

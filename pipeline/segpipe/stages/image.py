@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segpipe.components import Decode, to_byte
-from segpipe.errors import InputError
-from segpipe.geometry import Lattice
+from segpipe.errors import InputError, SettingsError
+from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, read_json, write_json
 from segpipe.settings import Settings
@@ -24,7 +24,7 @@ from segpipe.store import Grid, disk_usage
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 1, "infer": 1, "stitch": 2, "measure": 1}
+VERSION = {"tile": 2, "infer": 2, "stitch": 2, "measure": 1}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
@@ -55,6 +55,8 @@ class NumericPlan:
     memory_format: str
     threads: int
     backend: str = "eager"
+    skip_empty: bool = False
+    """Whether tiles in which the model's card says that it sees nothing become zeros unseen."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,11 @@ class Image:
         return array_path(self.out, self.name, stage)
 
     @property
+    def tiles(self) -> TileGrid:
+        """The tiles of inference."""
+        return TileGrid(self.layout.plane, self.plan.core, self.plan.halo, self.plan.stride)
+
+    @property
     def grid(self) -> Grid:
         """Storage of image and probabilities."""
         return Grid.fitting(self.layout.plane, self.region, self.settings.tile.chunk)
@@ -175,7 +182,7 @@ class Image:
                 self.layout.pixel_size_um,
                 self.model.card.normalisation.model_dump(),
                 infer.normalise,
-                self.plan.stride,
+                [self.plan.stride, self.plan.halo],
             ],
             "infer": lambda: [self.model.hash, vars(self.plan)],
             "stitch": lambda: [
@@ -257,12 +264,24 @@ def settings_digest(stage: str, settings: Settings, models: Sequence[str]) -> st
 
 
 def decode_of(settings: Settings, card: ModelCard) -> Decode:
-    """Thresholds as bytes: from the settings, else from the model's card."""
+    """Thresholds as bytes: from the settings, else from the model's card.
+
+    Raises
+    ------
+    SettingsError
+        When tiles are skipped that may hold something at this threshold of the foreground.
+    """
 
     def chosen(key: str) -> Any:
         value = getattr(settings.stitch, key)
         return getattr(card.decode, key) if value is None else value
 
+    empty = card.empty
+    if settings.infer.skip_empty and empty and chosen("foreground") < empty.foreground:
+        raise SettingsError(
+            f"stitch.foreground {chosen('foreground')} is below {empty.foreground}, for which it was "
+            f"measured what model {card.name} sees nothing in; set infer.skip_empty=false"
+        )
     return Decode(
         max(1, to_byte(chosen("foreground"))),
         tuple(to_byte(level) for level in chosen("interior")),

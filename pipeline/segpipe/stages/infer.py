@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,18 @@ import numpy as np
 
 from segpipe import store
 from segpipe.compute import Engine, gpu_index
-from segpipe.geometry import Lattice, TileGrid
+from segpipe.geometry import Lattice
 from segpipe.inference import predict_region, read_box_of
 from segpipe.segmenter import Segmenter, device_type, load_segmenter
+from segpipe.stages.emptiness import empty_tiles
 from segpipe.stages.image import Image, Manifest, Progress, manifest_before, remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import Range, ranges_of
-from segpipe.store import create_array, write_shard
+from segpipe.store import clear_shard, create_array, write_shard
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,15 @@ class InferArgs:
     """What `tile` found out."""
 
     ranges: list[Range]
+    empty: Array
+    """Tiles that hold nothing: bool (rows, columns)."""
 
 
 def infer(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the probabilities of every pixel: (K, Y, X) uint8."""
     before = manifest_before(image, "infer")
     run = StageRun(image, "infer", engine, progress, before)
-    args = InferArgs(ranges_of(before))
+    args = InferArgs(ranges_of(before), empty_tiles(image, before))
     run.begin([image.probabilities], lambda: _create(image))
     found = run.over(
         "infer",
@@ -43,13 +51,26 @@ def infer(image: Image, engine: Engine, progress: Progress) -> Manifest:
         counts=True,
         on_gpu=True,
     )
-    made_by = Counter(str(record.facts["made_by"]) for record in found.values())
+    makers = (record.facts["made_by"] for record in found.values())
+    made_by = Counter(maker for maker in makers if maker is not None)
     warnings = []
     if len(made_by) > 1:
         warnings.append(
             f"regions were inferred by {' and '.join(made_by)}: equal to rounding, not to the byte"
         )
-    return run.finish({"made_by": made_by, "plan": vars(image.plan), "warnings": warnings})
+    tiles, skipped = args.empty.size, int(args.empty.sum())
+    if skipped:
+        share = 100 * skipped / tiles
+        log.info("%s: infer: %.1f %% of %d tiles hold nothing: skipped", image.name, share, tiles)
+    return run.finish(
+        {
+            "made_by": made_by,
+            "plan": vars(image.plan),
+            "tiles": tiles,
+            "tiles_skipped": skipped,
+            "warnings": warnings,
+        }
+    )
 
 
 def _create(image: Image) -> None:
@@ -72,16 +93,18 @@ def _segmenter(path: Path, _hash: str, device: str, plan: Any) -> Segmenter:
 
 
 def infer_region(work: Pass, name: str) -> dict[str, Any]:
-    """Probabilities of one region."""
+    """Probabilities of one region; 0 in tiles that hold nothing, of which a region may consist."""
     image, region = work.image, work.lattice.named(name)
+    grid, empty = image.tiles, work.args.empty
+    if all(empty[tile.index] for tile in grid.meeting(region.box)):
+        work.records.add(name, clear_shard(image.probabilities, region.box), made_by=None)
+        return {}
     plan = image.plan
     device = device_type(image.settings.infer.device)
     device = f"cuda:{gpu_index()}" if device == "cuda" else device
     segmenter = _segmenter(image.model.path, image.model.hash, device, plan)
-    grid = TileGrid(image.layout.plane, plan.core, plan.halo, plan.stride)
     box = read_box_of(grid, region.box)
     block = store.read_box(image.zarr / "0", box, image.layout.channels)
-    constant = all(low == high for low, high in work.args.ranges)
     probabilities = predict_region(
         block,
         box,
@@ -89,7 +112,7 @@ def infer_region(work: Pass, name: str) -> dict[str, Any]:
         region.box,
         work.args.ranges,
         segmenter,
-        skip=(lambda _: True) if constant else None,
+        skip=lambda tile: bool(empty[tile.index]),
     )
     shard = write_shard(image.probabilities, region.box, probabilities)
     work.records.add(name, shard, made_by=segmenter.made_by)

@@ -1,4 +1,4 @@
-"""tile: a file becomes an OME-Zarr with a pyramid, and the intensities that become 0 and 1."""
+"""tile: a file becomes an OME-Zarr with a pyramid; what becomes 0 and 1, and what windows hold."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from segpipe.geometry import Box, Lattice, TileGrid
 from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
 from segpipe.slide import Slide, open_slide
+from segpipe.stages.emptiness import cell_payload, window_occupancy
 from segpipe.stages.image import Image, Manifest, Progress, intensity_range, remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_image, halve_mean, open_array, read_box, set_contrast, write_shard
@@ -29,7 +30,7 @@ Range = tuple[float, float]
 
 
 def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
-    """Copy the image region by region, make its pyramid, and find its normalisation.
+    """Copy the image region by region, make its pyramid, find normalisation and occupancy.
 
     Raises
     ------
@@ -59,6 +60,7 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
             "pixel_size_um": image.layout.pixel_size_um,
             "levels": len(image.grid.levels),
             **statistics,
+            "occupancy": window_occupancy(run, lattice, copied, statistics["ranges"]),
         }
     )
 
@@ -98,7 +100,7 @@ def _slide(source: Path, fingerprint: str) -> Slide:
 
 
 def copy_region(work: Pass, name: str) -> dict[str, Any]:
-    """Read one region of the file, write its shard, count its intensities."""
+    """Read one region of the file, write its shard, count and sum up its intensities."""
     image, region = work.image, work.lattice.named(name)
     slide = _slide(image.source, image.layout.source_fingerprint)
     pixels = slide.read(region.box)
@@ -106,8 +108,8 @@ def copy_region(work: Pass, name: str) -> dict[str, Any]:
     shard = write_shard(image.zarr / "0", region.box, pixels)
     not_finite = int(np.count_nonzero(~np.isfinite(seen))) if seen.dtype.kind == "f" else 0
     counted = _counted(image)
-    payload = _count(image, region.box, seen, percentiles.upper) if counted else None
-    work.records.add(name, shard, payload, not_finite=not_finite)
+    payload = _count(image, region.box, seen, percentiles.upper) if counted else {}
+    work.records.add(name, shard, payload | cell_payload(image, seen), not_finite=not_finite)
     return {}
 
 
