@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 
 from fields import labels_of, nuclei, run, same_results, threshold_model
@@ -151,6 +152,27 @@ def test_images_that_come_or_change_later_move_no_other(folder, out):
     assert drive(folder, out)[0] == 0
 
 
+def test_planes_are_images_of_a_job_as_files_are(tmp_path, out):
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    planes = [tifffile.imread(nuclei(tmp_path / f"{n}.tif", (60, 80), seed=n)) for n in range(3)]
+    tifffile.imwrite(folder / "a.tif", np.stack(planes), imagej=True, metadata={"axes": "ZYX"})
+    code, _ = drive(folder, out)
+    told = read_json(out / "run.json")
+    assert code == 1 and told["failed"] == ["a"] and "3 z planes" in told["images"]["a"]["error"]
+    each = {**TINY["tile"], "z": "each"}
+    code, ran = drive(folder, out, tile=each, batch=2)
+    assert code == 0 and len(ran) == 2 * len(STAGES)
+    told = read_json(out / "run.json")
+    assert told["failed"] == [] and told["images"]["a_z2"]["plane"] == {"z": 2}
+    run(folder, tmp_path / "whole", "tile.z=each")
+    same_results(out, tmp_path / "whole")
+    assert drive(folder, out, tile=each, batch=2) == (0, [])
+    assert drive(folder, tmp_path / "whole", tile=each) == (0, []), "what predict did was not seen"
+    code, ran = drive(folder, out, tile={**TINY["tile"], "z": "max"}, batch=2)
+    assert code == 0 and stages_of(ran) == list(STAGES)
+
+
 @pytest.mark.parametrize(
     ("lost", "stages"),
     [
@@ -198,7 +220,7 @@ def other_value(key: str) -> dict[str, object]:
     """Settings in which one key is not what it is by default, and that are valid."""
     section, name = key.split(".")
     default = getattr(getattr(parse_settings({}), section), name)
-    words = ("cpu", "contiguous", "bfloat16")
+    words = ("cpu", "contiguous", "bfloat16", "z")
     pairs = ([0.2, 0], [10, 20])
     for value in (0, False, 1, 2, 3, 256, 512, 2048, 0.3, *pairs, *words):
         try:

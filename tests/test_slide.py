@@ -556,7 +556,7 @@ def test_scn_reads_the_scan_and_not_the_macro(tmp_path: Path) -> None:
         np.testing.assert_array_equal(whole(slide), np.moveaxis(pictures[1], -1, 0))
         assert slide.pixel_size_um == pytest.approx(0.5)
     write_scn(path, 16.0, 0.5, 0.5)
-    with pytest.raises(InputError, match="has 2 images") as error:
+    with pytest.raises(InputError, match="has 2 scenes") as error:
         open_slide(path)
     one_line(error, path)
 
@@ -1215,12 +1215,16 @@ def refuse_large_float(path: Path) -> None:
 
 
 REFUSED: list[tuple[Callable[[Path], None], str, str]] = [
-    (refuse_z, "a.ome.tif", "has 5 z planes"),
+    (refuse_z, "a.ome.tif", "has 5 z planes; take them with --planes each .* or max .*tile.z="),
     (refuse_t, "a.tif", "has 4 time points and 3 z planes"),
-    (refuse_pages, "a.tif", "has 4 pages without a stated meaning"),
+    (refuse_pages, "a.tif", "has 4 pages without a stated meaning; say .* tile.pages=channel"),
     (refuse_unnamed_axis, "a.tif", "has 4 pages without a stated meaning"),
-    (refuse_scenes, "a.ome.tif", r"has 2 images \(left 20 x 30, right 20 x 30\)"),
-    (refuse_sizes, "a.tif", r"has 2 images \(20 x 30 YX, 19 x 31 YX\)"),
+    (
+        refuse_scenes,
+        "a.ome.tif",
+        r"has 2 scenes \(left 20 x 30, right 20 x 30\); take them with --planes each",
+    ),
+    (refuse_sizes, "a.tif", r"has 2 scenes \(\? 20 x 30, \? 19 x 31\)"),
     (refuse_rgb_stack, "a.tif", "has 2 pages of 3 samples"),
     (refuse_cmyk, "a.tif", "colours of kind SEPARATED"),
     (refuse_cmyk_jpeg, "a.jpg", "JPEG in CMYK colours"),
@@ -1312,7 +1316,7 @@ ZARR_REFUSED: dict[str, Callable[[Path], None]] = {
     "is no OME-Zarr image": break_json,
     "is a folder without Zarr metadata": remove_metadata,
     "no list of multiscales": no_multiscales,
-    "is a plate of several fields": lambda path: edit(path, lambda ome: ome.update(plate={})),
+    "no list of wells": lambda path: edit(path, lambda ome: ome.update(plate={})),
     "has 2 images": lambda path: edit(
         path, lambda ome: ome.update(multiscales=ome["multiscales"] * 2)
     ),

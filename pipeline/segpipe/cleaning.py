@@ -8,17 +8,17 @@ import shutil
 from pathlib import Path
 
 from segpipe.errors import SettingsError
-from segpipe.inputs import Input
-from segpipe.records import locked, read_json
+from segpipe.inputs import Input, known_inputs
+from segpipe.records import locked
 from segpipe.stages.image import STAGES, Manifest, work_folder
 
 
 def find_images(out: Path) -> list[Input]:
     """The images that OUT knows, by the names given to them."""
-    known = read_json(out / "manifests" / "images.json")
-    if not isinstance(known, dict):
+    known = known_inputs(out)
+    if not known:
         raise SettingsError(f"{out} holds no results of segpipe")
-    return [Input(name, Path(source)) for name, source in sorted(known.items())]
+    return sorted(known, key=lambda one: one.name)
 
 
 def clean(out: Path) -> list[str]:
@@ -26,9 +26,11 @@ def clean(out: Path) -> list[str]:
     unfinished = []
     for one in find_images(out):
         work = work_folder(out, one.name)
+        if not work.exists():
+            continue
         if not _is_finished(out, one.name):
             unfinished.append(one.name)
-        elif work.exists():
+        else:
             with locked(work, one.name):
                 shutil.rmtree(work)
     top = out / ".segpipe"

@@ -70,6 +70,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--channel", "channels", multiple=True, metavar="NAME|NUMBER",
             help="Channel for the model, by name or number from 0; once per channel.",
         ),
+        click.option(
+            "--planes", type=click.Choice(["each", "max"]),
+            help="Files of several planes: each z plane an image, or their maximum; each time "
+            "point and each scene an image.",
+        ),
         click.option("--pixel-size", type=float, metavar="UM", help="Size of a pixel in um."),
         click.option("--restart", is_flag=True, help="Forget what OUT holds of these images."),
         click.option(
@@ -163,6 +168,7 @@ def _run(
     workers: int | None,
     device: str | None,
     channels: tuple[str, ...],
+    planes: str | None,
     pixel_size: float | None,
     restart: bool,
     verify: bool,
@@ -172,6 +178,8 @@ def _run(
     _log_to_stderr()
     from segpipe.settings import load_project
 
+    if planes is not None:  # -s wins
+        overrides = (f"tile.z={planes}", "tile.t=each", "tile.scene=each", *overrides)
     project = load_project(
         config,
         overrides,
@@ -221,22 +229,11 @@ def _log_to_stderr() -> None:
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
-    """What FILE is: shape, channels, levels, pixel size, compression."""
-    from segpipe.slide import open_slide
+    """What FILE is: shape, channels, planes and scenes, pixel size; and what predict makes of it."""
+    from segpipe.describing import describe
 
-    with open_slide(file) as slide:
-        channels, height, width = slide.shape
-        size = slide.pixel_size_um
-        for key, value in {
-            "file": slide.path,
-            "size": f"{width:,} x {height:,} px, {slide.dtype}",
-            "channels": f"{channels}: {', '.join(slide.channel_names)}",
-            "pixel size": "not known" if size is None else f"{size:.4g} um",
-            "levels": ", ".join(f"{x} x {y}" for y, x in slide.levels),
-            "compression": slide.compression,
-            "reader": slide.reader,
-        }.items():
-            click.echo(f"{key:<12}{value}")
+    for key, value in describe(file):
+        click.echo(f"{key:<12}{value}")
 
 
 @main.command()

@@ -1,17 +1,23 @@
-"""Files and folders become named images; names once given stay."""
+"""Files and folders become named images; names once given stay.
+
+An image is a plane of a file: `find_inputs` lists (name, source, plane), several of a file that holds
+several planes of which the settings want several.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from segpipe.errors import SettingsError
+from segpipe.errors import InputError, SettingsError
 from segpipe.records import locked, read_json, write_json
-from segpipe.slide import IMAGE_SUFFIXES, is_zarr_folder
+from segpipe.settings import TileSettings
+from segpipe.slide import IMAGE_SUFFIXES, THE_PLANE, Choice, Plane, is_zarr_folder, open_file
 
 LONGEST = 160
 """Bytes of a name; suffixes and temporary names must still fit a file name."""
@@ -19,17 +25,27 @@ LONGEST = 160
 
 @dataclass(frozen=True)
 class Input:
-    """An image file (or OME-Zarr folder) and the name of its results, with `/` for subfolders."""
+    """A plane of an image file (or OME-Zarr folder), and the name of its results, with `/` for
+    subfolders."""
 
     name: str
     source: Path
+    plane: Plane = THE_PLANE
 
 
-def find_inputs(given: Sequence[Path], out: Path) -> list[Input]:
+def find_inputs(
+    given: Sequence[Path],
+    out: Path,
+    tile: TileSettings | None = None,
+) -> list[Input]:
     """All images in the given files and folders, searched recursively, in a stable order.
 
     Folders of results (OUT, or any other) and hidden ones are not searched; an OME-Zarr is an input,
     not a folder. A file that is named is taken whatever its suffix.
+
+    The header of each file is read, for the planes in it; `tile` says which are wanted. A file that
+    cannot be read, or of which the settings do not say enough, is one input: whoever opens it says
+    what is wrong with it.
 
     Raises
     ------
@@ -54,7 +70,9 @@ def find_inputs(given: Sequence[Path], out: Path) -> list[Input]:
         raise SettingsError(
             f"no images in {where}; looked for {' '.join(sorted(IMAGE_SUFFIXES))} .ome.zarr"
         )
-    return _name(found, out)
+    tile = tile or TileSettings()
+    choice = Choice(z=tile.z, t=tile.t, scene=tile.scene, pages=tile.pages)
+    return _name(found, out, choice)
 
 
 def names_in_order(out: Path) -> list[str]:
@@ -89,42 +107,121 @@ def _search(folder: Path, out: Path) -> Iterator[Path]:
         yield from sorted(path for path in images if not path.name.startswith("."))
 
 
-def _name(found: Sequence[tuple[Path, PurePosixPath]], out: Path) -> list[Input]:
-    registry = out / "manifests" / "images.json"
-    with locked(registry.with_name(".images.json"), "images.json", wait=True):
-        return _name_new(found, registry)
+def known_inputs(out: Path) -> list[Input]:
+    """All inputs that were ever given a name in OUT, in the order in which they were."""
+    return [Input(name, one.source, one.plane) for name, one in _read(_registry(out)).items()]
 
 
-def _name_new(found: Sequence[tuple[Path, PurePosixPath]], registry: Path) -> list[Input]:
-    given = read_json(registry)
-    names: dict[str, str] = dict(given) if isinstance(given, dict) else {}
-    by_source = {source: name for name, source in names.items()}
-    taken = {_folded(name) for name in names}
-    inputs: list[Input] = []
+@dataclass(frozen=True)
+class _Known:
+    """What a name stands for; `base` is the part that the planes of a file share."""
+
+    source: Path
+    plane: Plane
+    base: str
+
+
+def _registry(out: Path) -> Path:
+    return out / "manifests" / "images.json"
+
+
+def _read(registry: Path) -> dict[str, _Known]:
+    content = read_json(registry)
+    known: dict[str, _Known] = {}
+    for name, told in content.items() if isinstance(content, dict) else ():
+        if isinstance(told, str):
+            known[name] = _Known(Path(told), THE_PLANE, name)
+        else:
+            known[name] = _Known(Path(told["source"]), Plane(**told["plane"]), told["base"])
+    return known
+
+
+def _write(registry: Path, known: Mapping[str, _Known]) -> None:
+    content = {
+        name: os.fspath(one.source)
+        if one.plane == THE_PLANE
+        else {"source": os.fspath(one.source), "plane": one.plane.stated(), "base": one.base}
+        for name, one in known.items()
+    }
+    write_json(registry, content)
+
+
+def _planes(path: Path, choice: Choice) -> list[tuple[Plane, str]]:
+    """The planes of a file, with what is added to its name."""
+    try:
+        with open_file(path) as file:
+            return [(one.plane, one.suffix) for one in file.choose(choice)]
+    except InputError:
+        return [(THE_PLANE, "")]
+
+
+def _name(found: Sequence[tuple[Path, PurePosixPath]], out: Path, choice: Choice) -> list[Input]:
+    wanted: dict[Path, tuple[PurePosixPath, list[tuple[Plane, str]]]] = {}
     for path, relative in found:
-        source = str(path.resolve())
-        name = by_source.get(source)
-        if name is None:
-            name = _free_name(relative, taken)
-            names[name], by_source[source] = source, name
-            taken.add(_folded(name))
-        if all(one.name != name for one in inputs):
-            inputs.append(Input(name, Path(source)))
-    if names != given:
-        write_json(registry, names)
+        source = path.resolve()
+        if source not in wanted:
+            wanted[source] = relative, _planes(source, choice)
+    registry = _registry(out)
+    with locked(registry.with_name(".images.json"), "images.json", wait=True):
+        before = _read(registry)
+        names = _Names(dict(before))
+        inputs = [
+            Input(names.give(source, relative, plane, suffix), source, plane)
+            for source, (relative, planes) in wanted.items()
+            for plane, suffix in planes
+        ]
+        if names.known != before:
+            _write(registry, names.known)
     return inputs
 
 
-def _free_name(relative: PurePosixPath, taken: set[str]) -> str:
+class _Names:
+    """The names in an OUT; `known` has those that were given, and gets those that are."""
+
+    def __init__(self, known: dict[str, _Known]) -> None:
+        self.known = known
+        self._given = {(one.source, _place(one.plane)): name for name, one in known.items()}
+        self._bases = {one.source: one.base for one in known.values()}
+        self._owners = {_folded(one.base): one.source for one in known.values()}
+        self._owners |= {_folded(name): one.source for name, one in known.items()}
+
+    def give(self, source: Path, relative: PurePosixPath, plane: Plane, suffix: str) -> str:
+        """The name of a plane, as it was given before or anew."""
+        name = self._given.get((source, _place(plane)))
+        if name is None:
+            name = self._new(source, relative, suffix)
+            self._given[source, _place(plane)] = name
+            self._owners[_folded(name)] = source
+        self.known[name] = _Known(source, plane, self._bases[source])
+        return name
+
+    def _new(self, source: Path, relative: PurePosixPath, suffix: str) -> str:
+        if source not in self._bases:
+            free = (one for one in _candidates(relative) if _folded(one) not in self._owners)
+            self._bases[source] = next(free)
+            self._owners[_folded(self._bases[source])] = source
+        bases = itertools.chain([self._bases[source]], _candidates(relative))
+        names = (base + suffix for base in bases)
+        return next(one for one in names if self._owners.get(_folded(one), source) == source)
+
+
+def _place(plane: Plane) -> tuple[int | None, ...]:
+    """What a name tells of a plane: its projection has the name of the whole file, and a file that
+    is refused keeps it until somebody says what is wanted of it."""
+    return plane.scene, plane.t, None if isinstance(plane.z, str) else plane.z
+
+
+def plain_name(path: Path) -> str:
+    """The name that a file's results have where no other file wants it."""
+    return next(_candidates(PurePosixPath(path.resolve().name)))
+
+
+def _candidates(relative: PurePosixPath) -> Iterator[str]:
+    """Names for a file, the best first: its stem, its name, its name with a number."""
     folders = [_safe(part) for part in relative.parts[:-1]]
-    candidates = [_stem(relative.name), relative.name]
-    number = 2
-    while True:
-        name = "/".join([*folders, _safe(candidates[0])])
-        if _folded(name) not in taken:
-            return name
-        candidates = candidates[1:] or [f"{relative.name}_{number}"]
-        number += 1
+    numbered = (f"{relative.name}_{number}" for number in itertools.count(2))
+    for last in itertools.chain([_stem(relative.name), relative.name], numbered):
+        yield "/".join([*folders, _safe(last)])
 
 
 def _stem(name: str) -> str:

@@ -13,10 +13,11 @@ manifests that they do not bear out, and adds those that they do.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from segpipe.errors import InputError, SettingsError
 from segpipe.inputs import Input, names_in_order
 from segpipe.records import read_json, write_json
-from segpipe.slide import input_fingerprint
+from segpipe.slide import THE_PLANE, Plane, input_fingerprint
 from segpipe.stages.image import (
     NEEDS,
     STAGES,
@@ -54,6 +55,7 @@ class JobImage:
 
     name: str
     source: Path
+    plane: Plane = THE_PLANE
     fingerprint: str | None = None
     token: str | None = None
     entry: Mapping[str, Any] = field(default_factory=dict)
@@ -68,17 +70,16 @@ class JobImage:
         """Whether it failed altogether, so that later stages have nothing to work on."""
         return self.failed and self.token is None
 
-    @classmethod
-    def now(
-        cls, name: str, source: Path, image: Image | None, stage: str, entry: Mapping[str, Any]
-    ) -> JobImage:
-        """What has become of an image after a stage; None: it could not be opened."""
+    def now(self, image: Image | None, stage: str, entry: Mapping[str, Any]) -> JobImage:
+        """What has become of the image after a stage; None: it could not be opened."""
         if image is None:
-            return cls(name, source, _fingerprint(source), None, entry)
+            found = _fingerprint(self.source)
+            return replace(self, fingerprint=found, token=None, entry=entry)
         manifest = Manifest.read(image.manifest_path(stage))
         lost = entry["status"] == "failed" and not entry["failed_regions"]
         token = None if manifest is None or lost else manifest.token
-        return cls(name, source, image.layout.source_fingerprint, token, entry)
+        found = image.layout.source_fingerprint
+        return replace(self, fingerprint=found, token=token, entry=entry)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def plan_jobs(found: Iterable[Input], out: Path, batch: int) -> list[Job]:
     for number, images in batches.items():
         readable = re.sub("[^A-Za-z0-9_-]+", "_", images[0].name)[:40]
         job = Job(f"{number * batch:06d}-{readable}", tuple(images))
-        listed = [JobImage(one.name, one.source) for one in images]
+        listed = [JobImage(one.name, one.source, one.plane) for one in images]
         path = out / FOLDER / f"{job.id}.images.json"
         if told_by(path) != listed:
             write_job(path, listed)
@@ -114,7 +115,10 @@ def plan_jobs(found: Iterable[Input], out: Path, batch: int) -> list[Job]:
 def write_job(path: Path, images: Sequence[JobImage]) -> None:
     """Write a job's list or manifest, whole or not at all."""
     failed = any(image.failed for image in images)
-    told = [asdict(image) | {"source": os.fspath(image.source)} for image in images]
+    told = [
+        asdict(one) | {"source": os.fspath(one.source), "plane": one.plane.stated()}
+        for one in images
+    ]
     content = {"status": "failed" if failed else "done", "images": told}
     write_json(
         path, content, durable=False
@@ -131,9 +135,13 @@ def read_job(path: Path) -> list[JobImage]:
     """
     content = read_json(path)
     try:
-        return [JobImage(**(told | {"source": Path(told["source"])})) for told in content["images"]]  # type: ignore[index]
+        return [_job_image(**told) for told in content["images"]]  # type: ignore[index]
     except (TypeError, KeyError):
         raise SettingsError(f"{path} is no list of a job's images") from None
+
+
+def _job_image(source: str, plane: Mapping[str, Any], **told: Any) -> JobImage:
+    return JobImage(source=Path(source), plane=Plane(**plane), **told)
 
 
 def told_by(path: Path) -> list[JobImage]:
@@ -159,15 +167,17 @@ def _fingerprint(source: Path) -> str | None:
 class _Truth:
     """What the manifests of one image say."""
 
-    def __init__(self, out: Path, name: str, source: Path) -> None:
+    def __init__(self, out: Path, one: Input, print_of: Callable[[Path], str | None]) -> None:
         self.out = out
-        self.name = name
-        self.source = source
+        self.name = one.name
+        self.source = one.source
+        self.plane = one.plane
+        self._print_of = print_of
 
-    @cached_property
+    @property
     def fingerprint(self) -> str | None:
         """Of the input, now."""
-        return _fingerprint(self.source)
+        return self._print_of(self.source)
 
     @cached_property
     def chain(self) -> dict[str, Manifest]:
@@ -183,7 +193,8 @@ class _Truth:
 
     def bears_out(self, told: JobImage, stage: str) -> bool:
         """Whether what a job's manifest says of the image still holds."""
-        if told.source != self.source or told.fingerprint != self.fingerprint:
+        input_now = (self.source, self.plane, self.fingerprint)
+        if (told.source, told.plane, told.fingerprint) != input_now:
             return False
         manifest = self.chain.get(stage)
         return told.lost or (manifest is not None and manifest.token == told.token)
@@ -229,8 +240,9 @@ def synchronise(
     present: dict[str, list[str]] = {}
     for file in sorted(path.name for path in (out / FOLDER).glob("*.*.*.json")):
         present.setdefault(file.rsplit(".", 2)[0], []).append(file)
+    print_of = functools.cache(_fingerprint)  # one for all planes of a file
     for job in jobs:
-        truths = {one.name: _Truth(out, one.name, one.source) for one in job.images}
+        truths = {one.name: _Truth(out, one, print_of) for one in job.images}
         paths = {stage: job_manifest(out, job.id, stage, digests[stage]) for stage in STAGES}
         done = set()
         for stage, path in paths.items():
@@ -279,7 +291,7 @@ def _adopt(
     for name, truth in truths.items():
         entry = entries.get(name, {"status": "done"})
         token = truth.chain[stage].token
-        images.append(JobImage(name, truth.source, truth.fingerprint, token, entry))
+        images.append(JobImage(name, truth.source, truth.plane, truth.fingerprint, token, entry))
         times.append(manifest_path(truth.out, name, stage).stat().st_mtime_ns)
     write_job(path, images)
     # As old as what it tells of: stage after stage, so that Snakemake finds nothing newer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
 from segpipe.settings import AUTO, Settings
-from segpipe.slide import Slide, input_fingerprint, open_slide, select_channels
+from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file, select_channels
 from segpipe.stages.image import (
     STAGES,
     Image,
@@ -76,16 +77,18 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
     failed: list[tuple[Input, SegpipeError]] = []
     if settings.infer.model != AUTO:
         plans.check(model_of(settings.infer.model))
-    for one in found:
-        try:
-            with open_slide(one.source) as slide:
-                name = settings.infer.model
-                model = model_of(_auto(slide, settings) if name == AUTO else name)
-                layout = _layout(slide, settings, model)
-        except InputError as error:
-            failed.append((one, error))
-            continue
-        images.append(plans.image(one, out, model, layout))
+    with contextlib.closing(_Files()) as files:
+        for one in found:
+            try:
+                with files.open(one) as slide:
+                    name = settings.infer.model
+                    model = model_of(_auto(slide, settings) if name == AUTO else name)
+                    layout = _layout(slide, settings, model, files.fingerprint)
+            except InputError as error:
+                named = error if one.plane == THE_PLANE else InputError(f"{one.name}: {error}")
+                failed.append((one, named))
+                continue
+            images.append(plans.image(one, out, model, layout))
     plans.write()
     return Prepared(images, failed)
 
@@ -102,6 +105,28 @@ def begin(out: Path, settings: Settings) -> None:
     for name in AUTO_MODELS if settings.infer.model == AUTO else (settings.infer.model,):
         plans.check(model_of(name))
     plans.write()
+
+
+class _Files:
+    """The file opened last: the planes of a file follow each other, and its headers are read once."""
+
+    def __init__(self) -> None:
+        self._file: OpenFile | None = None
+        self.fingerprint = ""
+
+    def open(self, one: Input) -> Slide:
+        """The plane of a file; `fingerprint` is then the file's."""
+        if self._file is None or self._file.path != one.source:
+            self.close()
+            fingerprint = input_fingerprint(one.source)
+            self._file, self.fingerprint = open_file(one.source), fingerprint
+        return self._file.slide(one.plane)
+
+    def close(self) -> None:
+        """Close it."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
 
 
 def _auto(slide: Slide, settings: Settings) -> str:
@@ -183,7 +208,7 @@ def _on_gpu(settings: Settings) -> bool:
     return device_type("auto") != "cpu"
 
 
-def _layout(slide: Slide, settings: Settings, model: Model) -> Layout:
+def _layout(slide: Slide, settings: Settings, model: Model, fingerprint: str) -> Layout:
     channels = select_channels(slide, settings.tile.channel, len(model.card.channels))
     if "foreground" not in model.card.outputs:
         raise ModelError(
@@ -197,7 +222,7 @@ def _layout(slide: Slide, settings: Settings, model: Model) -> Layout:
         tuple(slide.channel_names),
         slide.rgb,
         settings.tile.pixel_size_um or slide.pixel_size_um,
-        input_fingerprint(slide.path),
+        fingerprint,
     )
 
 
@@ -246,5 +271,14 @@ class _Plans:
         self.check(model)
         region = tile.region or ceil_to(self.open["region"], tile.core)
         return Image(
-            one.name, one.source, out, self.settings, model, plan, region, layout, self.digests
+            one.name,
+            one.source,
+            one.plane,
+            out,
+            self.settings,
+            model,
+            plan,
+            region,
+            layout,
+            self.digests,
         )

@@ -29,7 +29,7 @@ def write_run_json(
         `entry_of` each image, by name.
     """
     with locked(out / "manifests" / ".run.json", "run.json", wait=True):
-        images = {**read_entries(out), **entries}
+        images = {**_still_true(read_entries(out), entries), **entries}
         write_json(
             out / "run.json",
             {
@@ -45,6 +45,19 @@ def write_run_json(
         )
 
 
+def _still_true(
+    before: Mapping[str, Mapping[str, Any]], entries: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """Entries of earlier runs, but for a file that was refused as one image and whose planes are now
+    told apart: it failed no more."""
+    told = {one["source"] for one in entries.values() if one.get("plane")}
+    return {
+        name: one
+        for name, one in before.items()
+        if one["status"] != "failed" or one.get("plane") or one["source"] not in told
+    }
+
+
 def read_entries(out: Path) -> dict[str, Mapping[str, Any]]:
     """The entries of the images in OUT/run.json, if it is there."""
     before = read_json(out / "run.json")
@@ -56,6 +69,7 @@ def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
     """What run.json says of an image; None: it could not be opened."""
     entry: dict[str, Any] = {
         "source": str(result.source),
+        "plane": result.plane.stated() or None,
         "status": "failed" if result.status == "failed" else "done",
         "error": result.error,
         "objects": result.objects,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segpipe.slide import THE_PLANE, Plane
 from segpipe.stages.image import STAGES, Image, current_manifests
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class ImageResult:
     status: str
     """done, failed or skipped (done before)."""
     error: str | None = None
+    plane: Plane = THE_PLANE
     objects: int | None = None
     tiles: int | None = None
     tiles_skipped: int | None = None
@@ -54,7 +56,7 @@ class RunResult:
 
 def result_of(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
     """What the manifests say of an image, up to the last of these stages."""
-    result = ImageResult(image.name, image.source, status)
+    result = ImageResult(image.name, image.source, status, plane=image.plane)
     for stage, manifest in current_manifests(image).items():
         if STAGES.index(stage) > STAGES.index(stages[-1]):
             break

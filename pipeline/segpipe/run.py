@@ -16,13 +16,14 @@ from typing import Any
 from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine, usable_cores
 from segpipe.errors import BusyError, InputError, SegpipeError, SettingsError, Stopped
 from segpipe.inputs import Input, find_inputs
-from segpipe.jobs import JobImage, read_job, write_job
+from segpipe.jobs import read_job, write_job
 from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
 from segpipe.report import entry_of, write_run_json
 from segpipe.results import ImageResult, RunResult, conclude, counted, result_of
 from segpipe.settings import Settings
+from segpipe.slide import THE_PLANE
 from segpipe.stages.image import (
     NEEDS,
     STAGES,
@@ -31,6 +32,7 @@ from segpipe.stages.image import (
     forget,
     is_whole,
 )
+from segpipe.stages.tile import closing_input
 from segpipe.stopping import Stop, stop_on_signals
 from segpipe.verifying import remove_damaged
 
@@ -83,7 +85,11 @@ def predict(
         _gpu_count(
             settings.infer.device
         )  # a device that is not here: said before the plan is written
-    search = find_inputs([Path(path) for path in inputs], folder)
+    search = find_inputs([Path(path) for path in inputs], folder, settings.tile)
+    planes = [one.source for one in search if one.plane != THE_PLANE]
+    if planes:
+        files = counted(len(set(planes)), "file")
+        log.info("%s of several planes or scenes, as %s", files, counted(len(planes), "image"))
     prepared = prepare(search, folder, settings)
     results, busy = _work(prepared, folder, settings, stages, restart=restart, verify=verify)
     results.sort(key=lambda result: result.name)
@@ -112,16 +118,16 @@ def run_job(stage: str, job: Path, manifest: Path, out: Path, settings: Settings
     """
     folder = _writable(out)
     listed = read_job(job)
-    found = [Input(image.name, image.source) for image in listed if not image.lost]
+    found = [Input(one.name, one.source, one.plane) for one in listed if not one.lost]
     prepared = prepare(found, folder, settings)
     results, _ = _work(prepared, folder, settings, (stage,), in_job=True)
     entries = _entries(results, prepared)
     images = {image.name: image for image in prepared.images}
-    done = {
-        name: JobImage.now(name, Path(entry["source"]), images.get(name), stage, entry)
-        for name, entry in entries.items()
-    }
-    write_job(manifest, [done.get(image.name, image) for image in listed])
+    done = [
+        one.now(images.get(one.name), stage, entries[one.name]) if one.name in entries else one
+        for one in listed
+    ]
+    write_job(manifest, done)
 
 
 def _entries(results: Sequence[ImageResult], prepared: Prepared) -> dict[str, dict[str, Any]]:
@@ -152,7 +158,8 @@ def _work(
         else:
             results.append(result_of(image, "skipped", stages))
     results += [
-        ImageResult(bad.name, bad.source, "failed", str(error)) for bad, error in prepared.failed
+        ImageResult(bad.name, bad.source, "failed", str(error), bad.plane)
+        for bad, error in prepared.failed
     ]
     for bad in results:
         if bad.status == "failed":
@@ -258,6 +265,7 @@ def _run_all(
     gpus = _gpu_count(settings.infer.device) if "infer" in pixels else 0
     results = []
     with (
+        closing_input(),
         stop_on_signals() as stop,
         ProgressBar(pixels) as bar,
         open_engine(kind, choice.workers, choice.attempts, BYTES_PER_WORKER, gpus) as engine,
@@ -341,5 +349,5 @@ def _outcome(image: Image, future: Future[ImageResult]) -> ImageResult:
         return future.result()
     if isinstance(error, SegpipeError) and not isinstance(error, Stopped):
         log.error("%s", error)
-        return ImageResult(image.name, image.source, "failed", str(error))
+        return ImageResult(image.name, image.source, "failed", str(error), image.plane)
     raise error

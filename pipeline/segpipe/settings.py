@@ -44,6 +44,19 @@ def _as_path(value: Any) -> Any:
     return value if value is None or isinstance(value, list | tuple) else _as_paths(value)[0]
 
 
+def _as_numbers(value: Any) -> Any:
+    """A word, or one number or several from 0: a tuple of integers."""
+    if value is None or isinstance(value, str):
+        return value
+    several = value if isinstance(value, list | tuple) else [value]
+    if not several or not all(type(one) is int and one >= 0 for one in several):
+        raise ValueError("should be a word, or numbers from 0 such as [3, 10]")
+    return tuple(several)
+
+
+_Numbers = tuple[int, ...]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -66,6 +79,19 @@ class TileSettings(_Section):
         gt=0,
         lt=1e6,
         description="size of a pixel in um where the file does not say or is wrong",
+    )
+    z: Annotated[Literal["each", "max"] | _Numbers | None, BeforeValidator(_as_numbers)] = Field(
+        None,
+        description="z planes: each, max (projection) or numbers from 0; null: a stack is refused",
+    )
+    t: Annotated[Literal["each"] | _Numbers | None, BeforeValidator(_as_numbers)] = Field(
+        None, description="time points: each, or numbers from 0; null: a series is refused"
+    )
+    scene: Annotated[Literal["each"] | _Numbers | None, BeforeValidator(_as_numbers)] = Field(
+        None, description="scenes of a file: each, or numbers from 0; null: several are refused"
+    )
+    pages: Literal["z", "t", "channel"] | None = Field(
+        None, description="what pages are where the file does not say; null: they are refused"
     )
 
 

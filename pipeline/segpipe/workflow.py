@@ -118,7 +118,7 @@ def open_workflow(config: Mapping[str, Any], *, whole: bool) -> Workflow:
     out = project.output
     if not whole or not project.input or out is None:
         return Workflow(project, ())
-    found = find_inputs(project.input, out)
+    found = find_inputs(project.input, out, project.tile)
     begin(out, project.settings)
     jobs = plan_jobs(found, out, project.batch)
     workflow = Workflow(project, tuple(jobs))
@@ -199,7 +199,7 @@ def check(project: Project, manifest: Path) -> int:
     out, digests = project.output, stage_digests(project.settings)
     entries: dict[str, Mapping[str, Any]] = {}
     missing: list[str] = []
-    for job in plan_jobs(find_inputs(project.input, out), out, project.batch):
+    for job in plan_jobs(find_inputs(project.input, out, project.tile), out, project.batch):
         told = told_by(job_manifest(out, job.id, "measure", digests["measure"]))
         entries |= {image.name: image.entry for image in told}
         missing += [one.name for one in job.images if one.name not in entries]

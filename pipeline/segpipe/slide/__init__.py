@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from segpipe.slide.omezarr import is_zarr_folder
+from segpipe.slide.planes import THE_PLANE, Choice, Plane, Scene
 from segpipe.slide.slide import (
     IMAGE_SUFFIXES,
+    OpenFile,
     Slide,
     input_fingerprint,
+    open_file,
     open_slide,
     select_channels,
 )
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "THE_PLANE",
+    "Choice",
+    "OpenFile",
+    "Plane",
+    "Scene",
     "Slide",
     "input_fingerprint",
     "is_zarr_folder",
+    "open_file",
     "open_slide",
     "select_channels",
 ]

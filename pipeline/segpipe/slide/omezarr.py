@@ -1,6 +1,6 @@
 """OME-Zarr folders as inputs: 0.4 (Zarr v2) and 0.5 (Zarr v3).
 
-Beside store.py the only importer of zarr.
+Beside store.py only this module and its neighbours import zarr.
 
 Metadata are hostile: codecs are those of a list (a filter named "pickle" would run what the folder
 says), paths stay inside the folder, chunks are bounded.
@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from segpipe.errors import InputError
-from segpipe.geometry import Box
+from segpipe.slide.omezarr_scenes import find_scenes, inside, namespace, objects
+from segpipe.slide.omezarr_source import OmeZarrSource
+from segpipe.slide.planes import Place, Scene
 from segpipe.slide.source import (
     MAX_SEGMENT_BYTES,
     UM_PER_UNIT,
@@ -37,7 +39,7 @@ CODECS = frozenset(_COMPRESSORS + _FILTERS)
 COLOURS = ("red", "green", "blue")
 """Labels by which an image is known as RGB; omero's display colours do not tell it."""
 
-_AXIS_WORDS = {"z": "z planes", "t": "time points"}
+_REMEDY = "give an OME-Zarr 0.4 or 0.5 folder"
 _MARKERS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
 
@@ -48,43 +50,86 @@ def is_zarr_folder(path: Path) -> bool:
     )
 
 
-def open_omezarr(path: Path) -> OmeZarrSource:
-    """The image in an OME-Zarr folder; its pixels are not read yet.
+def open_omezarr(path: Path) -> OmeZarrContents:
+    """The scenes in an OME-Zarr folder: its image, those of a bioformats2raw folder, or the fields of
+    a plate or well. No pixels are read yet.
 
     Raises
     ------
     InputError
-        When it is not OME-Zarr 0.4 or 0.5, is a plate or several scenes, has axes longer than 1
-        beside c, y and x, or uses codecs that are not in `CODECS`.
+        When it is not OME-Zarr 0.4 or 0.5. What is wrong with one of several scenes is said when
+        that one is opened.
     """
-    remedy = "give an OME-Zarr 0.4 or 0.5 folder"
     if not any((path / marker).is_file() for marker in _MARKERS):
-        raise unusable(path, "is a folder without Zarr metadata", remedy)
+        raise unusable(path, "is a folder without Zarr metadata", _REMEDY)
+    with _readable(path):
+        return OmeZarrContents(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        group = zarr.open_group(str(path), mode="r", use_consolidated=False)
-        return _source(path, group)
+        yield
     except InputError:
         raise
     except Exception as error:
         why = printable(str(error) or type(error).__name__)
-        raise unusable(path, f"is no OME-Zarr image that can be read ({why})", remedy) from error
+        raise unusable(path, f"is no OME-Zarr image that can be read ({why})", _REMEDY) from error
+
+
+class OmeZarrContents:
+    """An OME-Zarr folder whose metadata were read. See `Contents`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        root = zarr.open_group(str(path), mode="r", use_consolidated=False)
+        self._found = find_scenes(path, root)
+        self._sources: dict[int, OmeZarrSource] = {}
+        if len(self._found) == 1:
+            self.scenes: tuple[Scene, ...] = (self._opened(0).scene(self._found[0][0]),)
+        else:
+            self.scenes = tuple(self._scene(number) for number in range(len(self._found)))
+
+    def _opened(self, number: int) -> OmeZarrSource:
+        if number not in self._sources:
+            with _readable(self._path):
+                self._sources[number] = _source(self._path, self._found[number][1]())
+        return self._sources[number]
+
+    def _scene(self, number: int) -> Scene:
+        name = self._found[number][0]
+        try:
+            return self._opened(number).scene(name)
+        except InputError:
+            return Scene(name, (0, 0))  # the others can be used, and this one will say what it has
+
+    def source(self, place: Place) -> OmeZarrSource:
+        """One plane, or a projection; no pixels are read yet.
+
+        Raises
+        ------
+        InputError
+            When the scene is not OME-Zarr 0.4 or 0.5, has axes longer than 1 beside t, c, z, y and
+            x, or uses codecs that are not in `CODECS`.
+        """
+        return self._opened(place.scene).at(place)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
 
 def _source(path: Path, group: zarr.Group) -> OmeZarrSource:
-    group, multiscale, metadata = _multiscale(path, group)
+    multiscale, metadata = _multiscale(path, group)
     axes = _axes(path, multiscale)
-    levels = [_level(path, group, dataset) for dataset in _objects(multiscale, "datasets")]
+    levels = [_level(path, group, dataset) for dataset in objects(multiscale, "datasets")]
     if not levels or any(level.ndim != len(axes) for level in levels):
         raise unusable(path, f"has no arrays of axes {''.join(axes)}", "write it again")
     finest = levels[0]
     sizes = dict(zip(axes, finest.shape, strict=True))
-    extra = {axis: size for axis, size in sizes.items() if size > 1 and axis not in "cyx"}
+    extra = [axis for axis, size in sizes.items() if size > 1 and axis not in "tczyx"]
     if extra:
-        words = " and ".join(
-            f"{size} {_AXIS_WORDS.get(axis, f'of axis {printable(axis)}')}"
-            for axis, size in extra.items()
-        )
-        raise unusable(path, f"has {words}", "save the plane to segment in a folder of its own")
+        words = " and ".join(f"{sizes[axis]} of axis {printable(axis)}" for axis in extra)
+        raise unusable(path, f"has {words}", "save what to segment in a folder of its own")
     shape = (sizes.get("c", 1), sizes["y"], sizes["x"])
     dtype = np.dtype(finest.dtype).newbyteorder("=")
     working_dtype(path, dtype)
@@ -104,21 +149,10 @@ def _source(path: Path, group: zarr.Group) -> OmeZarrSource:
     return OmeZarrSource(path, header, finest, axes)
 
 
-def _multiscale(path: Path, group: zarr.Group) -> tuple[zarr.Group, dict[str, Any], dict[str, Any]]:
-    """The group of the one image in the folder, its multiscale, and the metadata around that."""
-    metadata = _namespace(group)
-    if "plate" in metadata or "well" in metadata:
-        kind = "plate" if "plate" in metadata else "well"
-        raise unusable(path, f"is a {kind} of several fields", "give the folder of one field")
-    if "multiscales" not in metadata and "bioformats2raw.layout" in metadata:
-        scenes = sorted(entry.name for entry in path.iterdir() if entry.name.isdigit())
-        if len(scenes) != 1:
-            raise unusable(path, f"has {len(scenes)} scenes", f"give one, as in {path.name}/0")
-        scene = group[scenes[0]]
-        if not isinstance(scene, zarr.Group):
-            raise TypeError(f"{scenes[0]} is not a group")
-        group, metadata = scene, _namespace(scene)
-    multiscales = _objects(metadata, "multiscales")
+def _multiscale(path: Path, group: zarr.Group) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The multiscale of a group that is one image, and the metadata around it."""
+    metadata = namespace(group)
+    multiscales = objects(metadata, "multiscales")
     if len(multiscales) != 1:
         raise unusable(path, f"has {len(multiscales)} images", "save one image a folder")
     version = _version(multiscales[0], metadata)
@@ -126,22 +160,7 @@ def _multiscale(path: Path, group: zarr.Group) -> tuple[zarr.Group, dict[str, An
         raise unusable(
             path, f"is OME-Zarr {printable(version)}", f"convert it to {' or '.join(VERSIONS)}"
         )
-    return group, multiscales[0], metadata
-
-
-def _namespace(group: zarr.Group) -> dict[str, Any]:
-    attributes = group.attrs.asdict()
-    inner = attributes.get("ome", attributes)
-    if not isinstance(inner, dict):
-        raise TypeError("the attribute ome is not an object")
-    return inner
-
-
-def _objects(parent: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    listed = parent.get(key)
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise TypeError(f"no list of {key}")
-    return listed
+    return multiscales[0], metadata
 
 
 def _version(multiscale: dict[str, Any], metadata: dict[str, Any]) -> str | None:
@@ -150,20 +169,16 @@ def _version(multiscale: dict[str, Any], metadata: dict[str, Any]) -> str | None
 
 
 def _axes(path: Path, multiscale: dict[str, Any]) -> tuple[str, ...]:
-    axes = tuple(str(axis["name"]).lower() for axis in _objects(multiscale, "axes"))
+    axes = tuple(str(axis["name"]).lower() for axis in objects(multiscale, "axes"))
     if len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes):
         raise unusable(path, f"has axes {printable(', '.join(axes))}", "write it with y and x")
     return axes
 
 
 def _level(path: Path, group: zarr.Group, dataset: dict[str, Any]) -> zarr.Array[Any]:
-    name = str(dataset["path"])
-    inside = PurePosixPath(name)
-    if inside.is_absolute() or ".." in inside.parts:
-        raise unusable(path, f"points outside itself ({printable(name)})", "write it again")
-    array = group[name]
+    array = inside(path, group, str(dataset["path"]))
     if not isinstance(array, zarr.Array):
-        raise TypeError(f"{name} is not an array")
+        raise TypeError(f"{array.name} is not an array")
     foreign = _codecs(array) - CODECS
     if foreign:
         raise unusable(
@@ -206,7 +221,7 @@ def _channel_names(metadata: dict[str, Any], count: int) -> tuple[str, ...]:
 
 
 def _pixel_size_um(path: Path, multiscale: dict[str, Any], y: int, x: int) -> float | None:
-    axes = _objects(multiscale, "axes")
+    axes = objects(multiscale, "axes")
     scales = [1.0] * len(axes)
     stated = False
     for owner in (multiscale["datasets"][0], multiscale):
@@ -221,49 +236,3 @@ def _pixel_size_um(path: Path, multiscale: dict[str, Any], y: int, x: int) -> fl
         for n, unit in zip((y, x), units, strict=True)
     ]
     return square_pixel_um(path, *sides)
-
-
-class OmeZarrSource:
-    """An open OME-Zarr folder. A chunk that is absent holds the fill value, as Zarr defines it."""
-
-    def __init__(
-        self, path: Path, header: Header, array: zarr.Array[Any], axes: tuple[str, ...]
-    ) -> None:
-        self.header = header
-        self._path = path
-        self._array = array
-        self._axes = axes
-
-    def close(self) -> None:
-        """Nothing is kept open."""
-
-    def read(self, box: Box, channels: tuple[int, ...]) -> NDArray[Any]:
-        """(channels, height, width) in the file's dtype, native byte order.
-
-        Raises
-        ------
-        InputError
-            When a chunk cannot be read or decoded.
-        """
-        out = np.empty((len(channels), *box.shape), self.header.dtype)
-        run = range(channels[0], channels[0] + len(channels))
-        try:
-            if channels == tuple(run):
-                out[:] = self._part(box, slice(run.start, run.stop))
-            else:
-                for k, channel in enumerate(channels):
-                    out[k] = self._part(box, slice(channel, channel + 1))[0]
-        except Exception as error:
-            what = f"cannot be read at {box} ({printable(str(error) or type(error).__name__)})"
-            raise unusable(self._path, what, "copy or export it again") from error
-        return out
-
-    def _part(self, box: Box, channels: slice) -> NDArray[Any]:
-        y, x = box.slices
-        wanted: dict[str, slice] = {"c": channels, "y": y, "x": x}
-        index = tuple(wanted.get(axis, slice(0, 1)) for axis in self._axes)
-        part = np.asarray(self._array[index])
-        kept = [axis for axis in self._axes if axis in wanted]
-        part = part.reshape([part.shape[n] for n, axis in enumerate(self._axes) if axis in wanted])
-        part = part.transpose([kept.index(axis) for axis in "cyx" if axis in kept])
-        return part if "c" in kept else part[np.newaxis]

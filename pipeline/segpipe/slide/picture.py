@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from segpipe.errors import InputError
 from segpipe.geometry import Box
+from segpipe.slide.planes import Place, Scene
 from segpipe.slide.source import Header, check_size, printable, unusable
 
 MAX_PICTURE_PIXELS = 2**30
@@ -27,6 +28,21 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
 """Colour samples by colour type: grey, RGB, palette, grey and alpha, RGB and alpha."""
+
+
+class PictureContents:
+    """A file that is one picture. See `Contents`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.scenes: tuple[Scene, ...] = (Scene(path.name, open_picture(path).header.shape[1:]),)
+
+    def source(self, place: Place) -> PictureSource:
+        """The picture; it is not decoded yet."""
+        return open_picture(self._path)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
 
 def open_picture(path: Path) -> PictureSource:

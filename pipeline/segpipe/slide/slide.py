@@ -1,11 +1,10 @@
-"""Images as people have them: `open_slide` gives a Slide, whatever the format.
+"""Images as people have them: `open_file` shows what is in a file, `open_slide` gives a Slide of it.
 
     TIFF  stripped, tiled, Big, OME, ImageJ, SVS, NDPI, SCN, QPTIFF   tiff      lazy
     PNG, JPEG                                                          picture   decoded once
     OME-Zarr 0.4, 0.5                                                  omezarr   lazy
 
-A Slide is one plane: (C, Y, X). What would have to be chosen silently (a z plane, a time point, a
-scene, pages without a stated meaning) is an InputError that names it.
+A Slide is one plane, (C, Y, X), or the maximum along z. Which one has to be said: see `planes`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,16 @@ from numpy.typing import NDArray
 from segpipe.errors import InputError
 from segpipe.geometry import Box
 from segpipe.slide.omezarr import is_zarr_folder, open_omezarr
-from segpipe.slide.picture import JPEG_MAGIC, PNG_MAGIC, open_picture
+from segpipe.slide.picture import JPEG_MAGIC, PNG_MAGIC, PictureContents
+from segpipe.slide.planes import (
+    THE_PLANE,
+    Choice,
+    Chosen,
+    Contents,
+    Plane,
+    choose_planes,
+    find_plane,
+)
 from segpipe.slide.source import Source, printable, to_working, unusable, working_dtype
 from segpipe.slide.tiff import open_tiff
 
@@ -48,6 +56,8 @@ class Slide:
     ----------
     path
         The file, or the OME-Zarr folder.
+    plane
+        Which plane of it this is.
     shape
         (C, Y, X) of the full-resolution level. Pixels lie as they are stored: an orientation tag
         is not applied. Alpha is not a channel.
@@ -67,11 +77,12 @@ class Slide:
         Who reads the file and how its pixels are stored, for people: `tifffile/svs`, `jpeg`.
     """
 
-    def __init__(self, path: Path, source: Source) -> None:
+    def __init__(self, path: Path, source: Source, plane: Plane = THE_PLANE) -> None:
         header = source.header
         self._source = source
         self._closed = False
         self.path = path
+        self.plane = plane
         self.shape = header.shape
         self.dtype = working_dtype(path, header.dtype)
         self.channel_names = header.channel_names
@@ -136,23 +147,82 @@ class Slide:
         self.close()
 
 
-def open_slide(path: Path) -> Slide:
-    """The image in a file or OME-Zarr folder; what it is follows from its content, not its name.
+class OpenFile:
+    """A file whose headers were read, once for all of its planes. For one thread at a time.
+
+    Attributes
+    ----------
+    path
+        The file, or the OME-Zarr folder.
+    scenes
+        What is in it: how many time points and z planes of each scene.
+    """
+
+    def __init__(self, path: Path, contents: Contents) -> None:
+        self.path = path
+        self.scenes = contents.scenes
+        self._contents = contents
+
+    def choose(self, choice: Choice) -> tuple[Chosen, ...]:
+        """The planes that are wanted; errors as in `choose_planes`."""
+        return choose_planes(self.path, self.scenes, choice)
+
+    def slide(self, plane: Plane = THE_PLANE) -> Slide:
+        """One plane of the file; it stays readable when the file is closed.
+
+        Raises
+        ------
+        InputError
+            When there is no such plane, when it is one of several and none was named, or when it
+            cannot be read right.
+        """
+        source = self._contents.source(find_plane(self.path, self.scenes, plane))
+        try:
+            return Slide(self.path, source, plane)
+        except BaseException:
+            source.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file; may be called again."""
+        self._contents.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_slide(path: Path, plane: Plane = THE_PLANE) -> Slide:
+    """The image in a file or OME-Zarr folder, or one plane of it.
 
     Raises
     ------
     InputError
         In one line: the name, what is wrong, what to do.
     """
-    source = _open_source(path)
-    try:
-        return Slide(path, source)
-    except BaseException:
-        source.close()
-        raise
+    with open_file(path) as file:
+        return file.slide(plane)
 
 
-def _open_source(path: Path) -> Source:
+def open_file(path: Path) -> OpenFile:
+    """What is in a file or OME-Zarr folder; what it is follows from its content, not its name.
+
+    Raises
+    ------
+    InputError
+        In one line: the name, what is wrong, what to do.
+    """
+    return OpenFile(path, _open_contents(path))
+
+
+def _open_contents(path: Path) -> Contents:
     try:
         if is_zarr_folder(path):
             return open_omezarr(path)
@@ -165,7 +235,7 @@ def _open_source(path: Path) -> Source:
         if start.startswith(_TIFF_MAGIC):
             return open_tiff(path)
         if start.startswith((PNG_MAGIC, JPEG_MAGIC)):
-            return open_picture(path)
+            return PictureContents(path)
     except InputError:
         raise
     except (OSError, ValueError) as error:

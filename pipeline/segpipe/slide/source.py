@@ -7,6 +7,7 @@ what a header says reaches a message only through `printable`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ MAX_SIDE = 2**31 - 1
 MAX_PIXELS = 2**42
 MAX_CHANNELS = 4096
 MAX_SEGMENT_BYTES = 2**31
+MAX_FIELDS = 2**14
 MAX_EXPANSION = 100_000
 """Decoded bytes a byte of file: deflate reaches 1,032, a sparse tiled TIFF some 65,000."""
 
@@ -83,6 +85,19 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of the file."""
+
+
+def project(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """The largest value of each pixel over planes of one shape, which are taken one at a time.
+
+    NaN counts as the darkest value here too: it is left only where every plane has it. The first
+    plane is written over.
+    """
+    planes = iter(parts)
+    largest = next(planes)
+    for plane in planes:
+        np.fmax(largest, plane, out=largest)
+    return largest
 
 
 def printable(text: object, limit: int = 160) -> str:

@@ -15,10 +15,12 @@ from tifffile import TiffFile
 
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Region
+from segpipe.slide.planes import Place
 from segpipe.slide.segments import SegmentCache
-from segpipe.slide.source import MAX_SEGMENT_BYTES, Header, printable, unusable
+from segpipe.slide.source import MAX_SEGMENT_BYTES, Header, printable, project, unusable
 from segpipe.slide.tiff_coding import decode
 from segpipe.slide.tiff_pages import Layout, Page, read_layout
+from segpipe.slide.tiff_series import find_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +34,29 @@ _ONE_FILE = {"_multifile": False, "is_mmstack": False, "is_ndtiff": False}
 _REMEDY = "copy or export the file again"
 
 
-def open_tiff(path: Path) -> TiffSource:
-    """The image of a TIFF file; its pixels are not read yet.
+def open_tiff(path: Path) -> TiffContents:
+    """The scenes of a TIFF file; no pixels are read yet.
 
     Raises
     ------
     InputError
-        When it is damaged, or is not exactly one image of known channels.
+        When it is damaged, or holds no image, or one along axes that are not known.
     """
+    with _readable(path):
+        tiff = TiffFile(path, **_ONE_FILE)
+        try:
+            return TiffContents(path, tiff)
+        except BaseException:
+            tiff.close()
+            raise
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in tifffile is the file's fault."""
     with _quiet() as said:
         try:
-            with TiffFile(path, **_ONE_FILE) as tiff:
-                header, layout = read_layout(path, tiff)
+            yield
         except InputError:
             raise
         except Exception as error:
@@ -53,7 +66,32 @@ def open_tiff(path: Path) -> TiffSource:
             ) from error
     for message in said:
         logger.debug("%s: %s", printable(path.name), message)
-    return TiffSource(path, header, layout)
+
+
+class TiffContents:
+    """An opened TIFF whose headers were read. See `Contents`."""
+
+    def __init__(self, path: Path, tiff: Any) -> None:
+        self._path = path
+        self._tiff = tiff
+        self._found = find_scenes(path, tiff)
+        self.scenes = tuple(scene.counted for scene in self._found)
+
+    def source(self, place: Place) -> TiffSource:
+        """One plane, or a projection; no pixels are read yet.
+
+        Raises
+        ------
+        InputError
+            When pages of it are missing, or of a kind that would not be read right.
+        """
+        with _readable(self._path):
+            header, layout = read_layout(self._found[place.scene], self._tiff, place)
+        return TiffSource(self._path, header, layout)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._tiff.close()
 
 
 @contextmanager
@@ -106,11 +144,16 @@ class TiffSource:
         InputError
             When a segment is missing, cut off, or does not decode to its size.
         """
+        return project(self._plane(plane, box, channels) for plane in self._layout.stack)
+
+    def _plane(
+        self, plane: tuple[tuple[int, int], ...], box: Box, channels: tuple[int, ...]
+    ) -> NDArray[Any]:
         layout = self._layout
         if layout.colours is not None:
-            indices = self._planes(box, layout.planes)[0]
+            indices = self._samples(box, plane)[0]
             return np.stack([layout.colours[channel][indices] for channel in channels])
-        pixels = self._planes(box, tuple(layout.planes[channel] for channel in channels))
+        pixels = self._samples(box, tuple(plane[channel] for channel in channels))
         if layout.inverted and self._stored.kind == "b":
             return ~pixels
         if layout.inverted:
@@ -118,11 +161,11 @@ class TiffSource:
             return np.asarray(white - pixels, self._stored)
         return pixels
 
-    def _planes(self, box: Box, planes: tuple[tuple[int, int], ...]) -> NDArray[Any]:
-        out = np.empty((len(planes), *box.shape), self._stored)
-        for number in dict.fromkeys(number for number, _ in planes):
+    def _samples(self, box: Box, wanted: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+        out = np.empty((len(wanted), *box.shape), self._stored)
+        for number in dict.fromkeys(number for number, _ in wanted):
             page = self._layout.pages[number]
-            picked = [(out[k], sample) for k, (n, sample) in enumerate(planes) if n == number]
+            picked = [(out[k], sample) for k, (n, sample) in enumerate(wanted) if n == number]
             if page.start is not None:
                 self._fill_from_rows(page.start, box, picked)
             else:

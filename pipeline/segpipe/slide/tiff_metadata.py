@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segpipe.slide.source import MAX_SIDE, UM_PER_UNIT, printable, square_pixel_um, unusable
 
@@ -38,9 +41,18 @@ class OmeImage:
     y_um: float | None
     x_um: float | None
 
+    @property
+    def is_auxiliary(self) -> bool:
+        """Whether it is named as a picture beside the slide."""
+        return self.name.strip().lower() in AUXILIARY
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """Whether pixels of these sizes by axis may be its own; channels may be samples of them."""
+        return all(self.sizes[axis] == sizes.get(axis, 1) for axis in "TZYX")
+
 
 def parse_ome(path: Path, text: str) -> tuple[OmeImage, ...]:
-    """The Images of OME-XML that are neither label, macro nor thumbnail; all if there is no other.
+    """The Images of OME-XML.
 
     Checked before tifffile makes lists as long as the XML asks for, or opens the files that it
     names.
@@ -64,12 +76,21 @@ def parse_ome(path: Path, text: str) -> tuple[OmeImage, ...]:
         raise unusable(path, "holds pixels of an OME-TIFF that is described elsewhere", export)
     _refuse_other_files(path, root, export)
     try:
-        images = [_ome_image(image) for image in _children(root, "Image")]
+        return tuple(_ome_image(image) for image in _children(root, "Image"))
     except (ArithmeticError, IndexError, KeyError, ValueError) as error:
         what = f"has OME-XML that cannot be used ({type(error).__name__}: {printable(error)})"
         raise unusable(path, what, export) from error
-    main = [image for image in images if image.name.strip().lower() not in AUXILIARY]
-    return tuple(main or images)
+
+
+def ome_image_names(text: str) -> tuple[str, ...]:
+    """Names of the Images of OME-XML; none when it is damaged or declares entities."""
+    if "<!ENTITY" in text or "<!DOCTYPE" in text:
+        return ()
+    try:
+        root = ElementTree.fromstring(text)  # noqa: S314  entities are refused above
+    except (ElementTree.ParseError, ValueError, RecursionError):
+        return ()
+    return tuple(image.attrib.get("Name", "") for image in _children(root, "Image"))
 
 
 def _ome_image(image: ElementTree.Element) -> OmeImage:
@@ -135,10 +156,17 @@ def channel_names(stated: Iterator[str] | tuple[str, ...], count: int) -> tuple[
     return tuple(name or str(number) for number, name in enumerate(names))
 
 
-def imagej_labels(metadata: dict[str, Any]) -> tuple[str, ...]:
-    """The labels that ImageJ keeps for the planes of a stack."""
-    labels = metadata.get("Labels") or ()
-    return tuple(str(label or "") for label in labels)
+def imagej_labels(metadata: dict[str, Any], numbers: NDArray[np.int64]) -> tuple[str, ...]:
+    """Names of channels from the labels that ImageJ keeps for the pages of a stack, if they name them.
+
+    `numbers` are the pages, (T, Z, C). Labels of a stack often name slices: only one that all pages
+    of a channel share is the channel's.
+    """
+    labels = [str(label or "") for label in metadata.get("Labels") or ()]
+    if len(labels) != numbers.size:
+        return ()
+    shared = ({labels[page] for page in pages} for pages in numbers.reshape(-1, numbers.shape[2]).T)
+    return tuple(names.pop() if len(names) == 1 else "" for names in shared)
 
 
 def qptiff_name(description: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.geometry import Lattice
+from segpipe.slide.planes import Place
 from segpipe.slide.source import MAX_SEGMENT_BYTES, Header, check_size, unusable
 from segpipe.slide.tiff_coding import (
     MIN_IS_WHITE,
@@ -26,13 +27,12 @@ from segpipe.slide.tiff_coding import (
     sample_dtype,
 )
 from segpipe.slide.tiff_metadata import (
-    OmeImage,
     channel_names,
     imagej_labels,
     pixel_size_um,
     qptiff_name,
 )
-from segpipe.slide.tiff_series import check_axes, find_series
+from segpipe.slide.tiff_series import TiffScene
 
 _ALPHA = (1, 2)
 
@@ -51,14 +51,15 @@ class Page:
 class Layout:
     """Where the pixels are.
 
-    Channel k is sample `planes[k][1]` of page `planes[k][0]`. With `colours`, (3, 2^bits) uint8,
-    the only plane holds indices into it. `interleaved`: a segment holds the `samples` of a pixel
-    side by side; otherwise each sample has segments of its own.
+    Channel k of plane z is sample `stack[z][k][1]` of page `stack[z][k][0]`; several planes are
+    projected. With `colours`, (3, 2^bits) uint8, the only channel holds indices into it.
+    `interleaved`: a segment holds the `samples` of a pixel side by side; otherwise each sample has
+    segments of its own.
     """
 
     keyframe: Any
     pages: tuple[Page, ...]
-    planes: tuple[tuple[int, int], ...]
+    stack: tuple[tuple[tuple[int, int], ...], ...]
     samples: int
     interleaved: bool
     grid: Lattice
@@ -67,73 +68,83 @@ class Layout:
     inverted: bool
 
 
-def read_layout(path: Path, tiff: Any) -> tuple[Header, Layout]:
-    """Header and layout of the one image in a TIFF that tifffile has opened.
+def read_layout(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, Layout]:
+    """Header and layout of one plane of a scene, or of the planes to project.
 
     Raises
     ------
     InputError
-        When there is not exactly one image of known channels, or its pixels are of a kind that
-        would not be read right.
+        When a page is missing, or its pixels are of a kind that would not be read right.
     """
-    series, ome = find_series(path, tiff)
-    page = series.keyframe
+    path, series, page = scene.path, scene.series, scene.series.keyframe
     check_size(
         path,
         (page.samplesperpixel, page.imagelength, page.imagewidth),
         sample_dtype(path, page).itemsize,
         path.stat().st_size,
     )
-    check_axes(path, series)
-    pages = _pages(path, series)
-    stated = _stated_names(tiff, series, ome)
-    layout, rgb = _layout(path, tiff, page, pages, stated)
-    count, dtype = len(layout.planes), np.dtype(page.dtype).newbyteorder("=")
+    numbers = scene.page_numbers(place.pages)
+    depth, channels = len(place.z), numbers.shape[2]
+    if page.samplesperpixel > 1 and channels > 1:
+        raise unusable(
+            path,
+            f"has {channels} pages of {page.samplesperpixel} samples each",
+            "save the page to segment in a file of its own",
+        )
+    listed = numbers[place.t, place.z.start : place.z.stop].ravel()
+    pages = _pages(scene, listed, place)
+    stated = _stated_names(tiff, scene, numbers)
+    layout, rgb = _layout(path, tiff, page, pages, depth, stated)
+    count, dtype = len(layout.stack[0]), np.dtype(page.dtype).newbyteorder("=")
     if layout.colours is not None:
         count, dtype = 3, np.dtype(np.uint8)
     shape = (count, page.imagelength, page.imagewidth)
     check_size(path, shape, dtype.itemsize, path.stat().st_size)
-    levels = (level.keyframe for level in series.levels)
     compression = getattr(page.compression, "name", str(page.compression)).lower()
     header = Header(
         shape=shape,
         dtype=dtype,
         channel_names=("red", "green", "blue") if rgb else channel_names(stated, count),
         rgb=rgb,
-        pixel_size_um=pixel_size_um(path, tiff, page, ome),
-        levels=tuple((level.imagelength, level.imagewidth) for level in levels),
+        pixel_size_um=pixel_size_um(path, tiff, page, scene.ome),
+        levels=scene.levels,
         reader=f"tifffile/{series.kind}",
         compression=compression,
     )
     return header, layout
 
 
-def _pages(path: Path, series: Any) -> tuple[Page, ...]:
-    page = series.keyframe
-    size = prod(page.shape)
-    count = prod(series.get_shape(False)) // size
-    if page.samplesperpixel > 1 and count > 1:
-        raise unusable(
-            path,
-            f"has {count} pages of {page.samplesperpixel} samples each",
-            "save the page to segment in a file of its own",
-        )
-    start = series.dataoffset
-    if start and page.is_final:
+def _pages(scene: TiffScene, numbers: NDArray[np.int64], place: Place) -> tuple[Page, ...]:
+    keyframe = scene.series.keyframe
+    if scene.start:
         # Planes one after the other, of which ImageJ and tifffile may describe the first only.
         empty = np.zeros(0, np.int64)
-        plane_bytes = size * page.dtype.itemsize
-        return tuple(Page(empty, empty, None, start + n * plane_bytes) for n in range(count))
-    listed = list(series)
-    if len(listed) != count or any(found is None for found in listed):
-        there = sum(found is not None for found in listed)
-        raise unusable(path, f"has {there} of its {count} planes", "copy or export it again")
-    pages = tuple(_page(path, page, found) for found in listed)
-    if not any(found.start or found.byte_counts.any() for found in pages):
+        plane_bytes = prod(keyframe.shape) * keyframe.dtype.itemsize
+        starts = (scene.start + int(number) * plane_bytes for number in numbers)
+        return tuple(Page(empty, empty, None, start) for start in starts)
+    there = len(scene.pages)
+    listed = [scene.pages[int(number)] if number < there else None for number in numbers]
+    found = [page for page in listed if page is not None]
+    if len(found) != len(listed):
         raise unusable(
-            path, "holds no pixels; its writing was probably interrupted", "write it again"
+            scene.path,
+            f"has {len(found)} of its {len(listed)} planes{_at(scene, place)}",
+            "copy or export it again",
+        )
+    pages = tuple(_page(scene.path, keyframe, page) for page in found)
+    if not any(page.start or page.byte_counts.any() for page in pages):
+        raise unusable(
+            scene.path,
+            f"holds no pixels{_at(scene, place)}; its writing was probably interrupted",
+            "write it again",
         )
     return pages
+
+
+def _at(scene: TiffScene, place: Place) -> str:
+    """Which plane it is, where there are several."""
+    several = max(scene.counted.t, scene.counted.z, scene.counted.pages) > 1 or place.scene
+    return f" at {place}" if several else ""
 
 
 def _page(path: Path, keyframe: Any, found: Any) -> Page:
@@ -173,18 +184,18 @@ def _is_inverted(tiff: Any, page: Any) -> bool:
     )
 
 
-def _stated_names(tiff: Any, series: Any, ome: OmeImage | None) -> tuple[str, ...]:
-    if ome is not None:
-        return ome.names
-    if series.kind == "imagej":
-        return imagej_labels(tiff.imagej_metadata or {})
-    if series.kind == "qpi":
-        return tuple(qptiff_name(page.description) for page in series)
+def _stated_names(tiff: Any, scene: TiffScene, numbers: NDArray[np.int64]) -> tuple[str, ...]:
+    if scene.ome is not None:
+        return scene.ome.names
+    if scene.series.kind == "imagej":
+        return imagej_labels(tiff.imagej_metadata or {}, numbers)
+    if scene.series.kind == "qpi":
+        return tuple(qptiff_name(scene.pages[int(n)].description) for n in numbers[0, 0])
     return ()
 
 
 def _layout(
-    path: Path, tiff: Any, page: Any, pages: tuple[Page, ...], stated: tuple[str, ...]
+    path: Path, tiff: Any, page: Any, pages: tuple[Page, ...], depth: int, stated: tuple[str, ...]
 ) -> tuple[Layout, bool]:
     """The layout, and whether its channels are red, green and blue."""
     check_coding(path, page)
@@ -193,22 +204,27 @@ def _layout(
     alpha = {samples - len(extra) + n for n, kind in enumerate(extra) if kind in _ALPHA}
     if len(stated) == samples > 1:
         alpha = set()
-    planes = tuple(
-        (number, sample)
-        for number in range(len(pages))
-        for sample in range(samples)
-        if sample not in alpha
+    count = len(pages) // depth
+    stack = tuple(
+        tuple(
+            (number, sample)
+            for number in range(z * count, (z + 1) * count)
+            for sample in range(samples)
+            if sample not in alpha
+        )
+        for z in range(depth)
     )
-    named = bool(stated) and len(stated) == len(planes)
-    rgb = photometric in (RGB, YCBCR) and len(pages) == 1 and len(planes) == 3 and not named
+    channels = len(stack[0])
+    named = bool(stated) and len(stated) == channels
+    rgb = photometric in (RGB, YCBCR) and count == 1 and channels == 3 and not named
     colours = None
     if photometric == PALETTE and not (tiff.is_ome or tiff.is_imagej):
         # In OME-TIFF and ImageJ a palette is how one channel is shown; elsewhere it is the colours.
-        colours = palette(path, page, len(planes))
+        colours = palette(path, page, channels)
     layout = Layout(
         keyframe=page,
         pages=pages,
-        planes=planes,
+        stack=stack,
         samples=samples,
         interleaved=_is_interleaved(page),
         grid=_grid(page),

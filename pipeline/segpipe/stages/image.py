@@ -19,6 +19,7 @@ from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, read_json, write_json
 from segpipe.settings import Settings
+from segpipe.slide import Plane
 from segpipe.store import Grid, disk_usage
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Image:
 
     name: str
     source: Path
+    plane: Plane
     out: Path
     settings: Settings
     model: Model
@@ -183,6 +185,7 @@ class Image:
                 self.model.card.normalisation.model_dump(),
                 infer.normalise,
                 [self.plan.stride, self.plan.halo],
+                *self.plane.stated().items(),
             ],
             "infer": lambda: [self.model.hash, vars(self.plan)],
             "stitch": lambda: [

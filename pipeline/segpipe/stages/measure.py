@@ -16,6 +16,7 @@ from segpipe.export.drawing import contrast
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import ROW, bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
+from segpipe.slide import THE_PLANE
 from segpipe.stages.image import Image, Manifest, Progress, current_manifests, manifest_before
 from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.stage_run import Pass, StageRun
@@ -91,6 +92,7 @@ def _metadata(image: Image) -> dict[str, str]:
     size = image.layout.pixel_size_um
     return {
         "image": Path(image.name).name,
+        **({"plane": str(image.plane)} if image.plane != THE_PLANE else {}),
         "model": image.model.card.name,
         "model_hash": image.model.hash,
         "pixel_size_um": "" if size is None else repr(size),

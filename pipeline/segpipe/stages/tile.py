@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, TileGrid
 from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
-from segpipe.slide import Slide, open_slide
+from segpipe.slide import OpenFile, Plane, Slide, open_file
 from segpipe.stages.emptiness import cell_payload, window_occupancy
 from segpipe.stages.image import Image, Manifest, Progress, intensity_range, remove
 from segpipe.stages.stage_run import Pass, StageRun
@@ -48,7 +49,7 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
         array=image.zarr / "0",
         counts=True,
     )
-    close_slide()
+    reader().close_slide()
     statistics = _statistics(run, lattice, copied)
     for level in range(1, len(image.grid.levels)):
         pyramid_level(run, image.zarr, level, halve_mean)
@@ -78,32 +79,61 @@ def _create(image: Image) -> None:
     )
 
 
+class Reader:
+    """The file that this process has open, and the plane of it that is being read.
+
+    The file stays open from one of its planes to the next: the headers of a thousand pages take as
+    long as some of the planes.
+    """
+
+    def __init__(self) -> None:
+        self._file: tuple[Path, str, OpenFile] | None = None
+        self._slide: tuple[Plane, Slide] | None = None
+
+    def slide(self, image: Image) -> Slide:
+        """The image's plane, opened anew when the process had another one."""
+        wanted = image.source, image.layout.source_fingerprint
+        if self._file is None or self._file[:2] != wanted:
+            self.close()
+            self._file = (*wanted, open_file(image.source))
+        if self._slide is None or self._slide[0] != image.plane:
+            self.close_slide()
+            self._slide = image.plane, self._file[2].slide(image.plane)
+        return self._slide[1]
+
+    def close_slide(self) -> None:
+        """Forget what was decoded."""
+        if self._slide is not None:
+            self._slide[1].close()
+        self._slide = None
+
+    def close(self) -> None:
+        """Close plane and file."""
+        self.close_slide()
+        if self._file is not None:
+            self._file[2].close()
+        self._file = None
+
+
 @functools.cache
-def _opened() -> dict[tuple[Path, str], Slide]:
-    """The file that this process has open, for the regions to come."""
-    return {}
+def reader() -> Reader:
+    """The one of this process."""
+    return Reader()
 
 
-def close_slide() -> None:
-    """Close the file that this process has open, if any."""
-    opened = _opened()
-    while opened:
-        opened.popitem()[1].close()
-
-
-def _slide(source: Path, fingerprint: str) -> Slide:
-    opened = _opened()
-    if (source, fingerprint) not in opened:
-        close_slide()
-        opened[source, fingerprint] = open_slide(source)
-    return opened[source, fingerprint]
+@contextlib.contextmanager
+def closing_input() -> Iterator[None]:
+    """Close the file that this process has open, if any, in the end."""
+    try:
+        yield
+    finally:
+        reader().close()
 
 
 def copy_region(work: Pass, name: str) -> dict[str, Any]:
     """Read one region of the file, write its shard, count and sum up its intensities."""
     image, region = work.image, work.lattice.named(name)
-    slide = _slide(image.source, image.layout.source_fingerprint)
-    pixels = slide.read(region.box)
+    pixels = reader().slide(image).read(region.box)
     seen = pixels[list(image.layout.channels)]
     shard = write_shard(image.zarr / "0", region.box, pixels)
     not_finite = int(np.count_nonzero(~np.isfinite(seen))) if seen.dtype.kind == "f" else 0
