@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from segpipe.slide.channels import select_channels
 from segpipe.slide.omezarr import is_zarr_folder
 from segpipe.slide.planes import THE_PLANE, Choice, Plane, Scene
 from segpipe.slide.slide import (
@@ -11,7 +12,6 @@ from segpipe.slide.slide import (
     input_fingerprint,
     open_file,
     open_slide,
-    select_channels,
 )
 
 __all__ = [
