@@ -79,6 +79,7 @@ def test_ten_images_one_of_them_bad(tmp_path):
 
     code, told, rules = snakemake(tmp_path)
     assert code == 1 and "failed: bad; why is in" in told
+    assert "Error in rule check" in told and "MissingOutput" not in told
     assert read_json(out / "run.json")["failed"] == ["bad"]
     assert len(list(out.rglob("*.parquet"))) == 9
     logs = sorted(path.name for path in (out / "logs" / "infer").iterdir())

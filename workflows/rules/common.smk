@@ -19,12 +19,13 @@ workdir: WORKFLOW.out
 
 
 # Jobs run the segpipe of this Python, whether or not its environment is activated, and no other:
-# both must agree on what is done.
+# both must agree on what is done. (A prefix replaces Snakemake's own, which sets the strict mode.)
 if workflow.deployment_settings.deployment_method:
     sys.exit(
         "segpipe: rules run in the environment of Snakemake; leave out --software-deployment-method"
     )
-shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
+PYTHON_FOLDER = shlex.quote(os.path.dirname(sys.executable))
+shell.prefix(f"set -euo pipefail; export PATH={PYTHON_FOLDER}:$PATH; ")
 
 
 wildcard_constraints:
