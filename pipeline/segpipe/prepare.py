@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,24 @@ class Prepared:
         shards = len(Lattice(image.layout.plane, image.grid.shard))
         seams = len(Lattice(image.layout.plane, image.label_grid.shard))
         return int(shards * (1 + 4 / 3) + seams * (1 + 4 / 3)) + 40
+
+
+def writable_folder(out: Path) -> Path:
+    """OUT by its real path; made if need be.
+
+    Raises
+    ------
+    SettingsError
+        When it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".segpipe-probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(f"cannot write into {out}: {error.strerror}") from error
+    return out.resolve()
 
 
 def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
@@ -147,9 +166,14 @@ def stage_digests(settings: Settings) -> dict[str, str]:
     ModelError
         When there is no such model.
     """
-    names = AUTO_MODELS if settings.infer.model == AUTO else (settings.infer.model,)
-    models = [model_hash(find_model(name)) for name in names]
+    models = model_hashes(settings)
     return {stage: settings_digest(stage, settings, models) for stage in STAGES}
+
+
+def model_hashes(settings: Settings) -> list[str]:
+    """Hash of the model, or of each of those among which `auto` chooses."""
+    names = AUTO_MODELS if settings.infer.model == AUTO else (settings.infer.model,)
+    return [model_hash(find_model(name)) for name in names]
 
 
 def load_model(name: str) -> Model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine, usable_cores
-from segpipe.errors import BusyError, InputError, SegpipeError, SettingsError, Stopped
+from segpipe.errors import BusyError, InputError, SegpipeError, Stopped
 from segpipe.inputs import Input, find_inputs
 from segpipe.jobs import read_job, write_job
-from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare
+from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare, writable_folder
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
 from segpipe.report import entry_of, write_run_json
@@ -80,11 +79,9 @@ def predict(
     """
     started = time.perf_counter()
     settings = settings or Settings()
-    folder = _writable(Path(out))
+    folder = writable_folder(Path(out))
     if "infer" in stages and settings.infer.device not in ("auto", "cpu"):
-        _gpu_count(
-            settings.infer.device
-        )  # a device that is not here: said before the plan is written
+        _gpu_count(settings.infer.device)  # not here: said before the plan is written
     search = find_inputs([Path(path) for path in inputs], folder, settings.tile)
     planes = [one.source for one in search if one.plane != THE_PLANE]
     if planes:
@@ -116,7 +113,7 @@ def run_job(stage: str, job: Path, manifest: Path, out: Path, settings: Settings
     SettingsError, Stopped
         As `predict`; then no manifest is written.
     """
-    folder = _writable(out)
+    folder = writable_folder(out)
     listed = read_job(job)
     found = [Input(one.name, one.source, one.plane) for one in listed if not one.lost]
     prepared = prepare(found, folder, settings)
@@ -170,17 +167,6 @@ def _work(
     elif not prepared.failed:
         log.info("nothing to do: %s finished in %s", counted(len(results), "image"), folder)
     return results, len(todo)
-
-
-def _writable(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".segpipe-probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise SettingsError(f"cannot write into {out}: {error.strerror}") from error
-    return out.resolve()
 
 
 def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:

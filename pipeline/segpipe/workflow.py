@@ -20,12 +20,12 @@ from segpipe.errors import SettingsError
 from segpipe.inputs import find_inputs
 from segpipe.jobs import Job, job_manifest, plan_jobs, synchronise, told_by
 from segpipe.models.modelfile import find_model
-from segpipe.prepare import begin, stage_digests
+from segpipe.prepare import begin, model_hashes, stage_digests, writable_folder
 from segpipe.records import fingerprint, write_json, write_text
 from segpipe.report import read_entries, write_run_json
 from segpipe.results import counted, log_failed
 from segpipe.settings import AUTO, Project, Settings, parse_project
-from segpipe.stages.image import STAGES
+from segpipe.stages.image import STAGES, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +87,10 @@ class Workflow:
                 )
         return [job.id for job in self.jobs]
 
-    def section(self, stage: str) -> dict[str, Any]:
-        """The settings of a stage, as a rule's params: what has an effect on it."""
-        return dict(_plain(self.project)[stage])
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The settings that concern a stage, as a rule's params."""
+        settings = self.project.settings
+        return settings_of(stage, settings, model_hashes(settings))
 
 
 def find_snakefile() -> Path:
@@ -118,6 +119,7 @@ def open_workflow(config: Mapping[str, Any], *, whole: bool) -> Workflow:
     out = project.output
     if not whole or not project.input or out is None:
         return Workflow(project, ())
+    writable_folder(out)
     found = find_inputs(project.input, out, project.tile)
     begin(out, project.settings)
     jobs = plan_jobs(found, out, project.batch)

@@ -47,7 +47,7 @@ def all_measured(wildcards):
 
 
 # With `output` among its arguments a param does not count as changed when its value is: what counts
-# is in the stage's own section.
+# are the stage's own settings.
 def project_file(wildcards, output):
     """The whole project, for the command line of a job."""
     return WORKFLOW.project_file

@@ -16,7 +16,7 @@ rule infer:
         runtime=minutes,
         infer_jobs=1,
     params:
-        settings=WORKFLOW.section("infer"),
+        settings=WORKFLOW.settings("infer"),
         project=project_file,
     shell:
         "segpipe stage infer --job {input.tiled} --manifest {output.manifest}"

@@ -15,7 +15,7 @@ rule measure:
         mem_mb=memory_mb,
         runtime=minutes,
     params:
-        settings=WORKFLOW.section("measure"),
+        settings=WORKFLOW.settings("measure"),
         project=project_file,
     shell:
         "segpipe stage measure --job {input.stitched} --manifest {output.manifest}"

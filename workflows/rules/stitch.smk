@@ -15,7 +15,7 @@ rule stitch:
         mem_mb=memory_mb,
         runtime=minutes,
     params:
-        settings=WORKFLOW.section("stitch"),
+        settings=WORKFLOW.settings("stitch"),
         project=project_file,
     shell:
         "segpipe stage stitch --job {input.inferred} --manifest {output.manifest}"

@@ -15,7 +15,7 @@ rule tile:
         mem_mb=memory_mb,
         runtime=minutes,
     params:
-        settings=WORKFLOW.section("tile"),
+        settings=WORKFLOW.settings("tile"),
         project=project_file,
     shell:
         "segpipe stage tile --job {input.images} --manifest {output.manifest}"

@@ -245,25 +245,33 @@ class Manifest:
             return None
 
 
-def settings_digest(stage: str, settings: Settings, models: Sequence[str]) -> str:
-    """Hash of the settings that can decide a stage's result, known before any image is opened.
+def settings_of(stage: str, settings: Settings, models: Sequence[str]) -> dict[str, Any]:
+    """The settings of which a stage's result may depend on more than on those of the stages before.
 
-    Wider than `Image.fingerprint`: whole sections, and those of the stages before. So where it is
-    the same, and the input is, so is the fingerprint.
+    Known before any image is opened, and wider than `Image.fingerprint`: whole sections.
 
     Parameters
     ----------
     models
         Hashes of the model, or of those among which `auto` chooses.
     """
-    settings_of: Mapping[str, Any] = {
-        "tile": [settings.tile.model_dump(), settings.infer.normalise, list(models)],
-        "infer": settings.infer.model_dump(exclude={"model", "device"}),
-        "stitch": settings.stitch.model_dump(),
-        "measure": settings.measure.model_dump(),
+    of_image = {"normalise": settings.infer.normalise, "models": list(models)}
+    chosen: Mapping[str, Any] = {
+        "tile": settings.tile.model_dump(mode="json") | of_image,
+        "infer": settings.infer.model_dump(mode="json", exclude={"model", "device"}),
+        "stitch": settings.stitch.model_dump(mode="json"),
+        "measure": settings.measure.model_dump(mode="json"),
     }
+    return {"version": VERSION[stage], **chosen[stage]}
+
+
+def settings_digest(stage: str, settings: Settings, models: Sequence[str]) -> str:
+    """Hash of `settings_of` this stage and those before.
+
+    Where it is the same, and the input is, so is the stage's fingerprint.
+    """
     passed = STAGES[: STAGES.index(stage) + 1]
-    return fingerprint([[one, VERSION[one], settings_of[one]] for one in passed])
+    return fingerprint({one: settings_of(one, settings, models) for one in passed})
 
 
 def decode_of(settings: Settings, card: ModelCard) -> Decode:
