@@ -105,7 +105,9 @@ def test_one_bad_image_is_named_and_tried_again_alone(folder, out, tmp_path):
     assert code == 1 and len(ran) == 8
     told = read_json(out / "run.json")
     assert told["failed"] == ["2", "gone"]
-    assert "tile: 2.tif: ends at byte 2,000" in told["images"]["2"]["error"], "not why it failed first"
+    assert "tile: 2.tif: ends at byte 2,000" in told["images"]["2"]["error"], (
+        "not why it failed first"
+    )
     assert sorted(path.stem for path in out.glob("*.parquet")) == ["0", "1", "3", "4"]
     done = {path: path.stat().st_mtime_ns for path in out.glob("manifests/[0-9]*.json")}
     assert drive(folder, out)[1], "what has failed was not tried again"

@@ -120,9 +120,7 @@ def write_job(path: Path, images: Sequence[JobImage]) -> None:
         for one in images
     ]
     content = {"status": "failed" if failed else "done", "images": told}
-    write_json(
-        path, content, durable=False
-    )  # lost: `synchronise` writes it, or the job finds nothing to do
+    write_json(path, content, durable=False)  # what is lost or torn is written again
 
 
 def read_job(path: Path) -> list[JobImage]:
