@@ -88,6 +88,55 @@ def test_equals_a_plain_version(padding, norm):
         assert float((network(image) - expected).abs().max()) <= 1e-13 * float(expected.std())
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize(
+    ("padding", "depth", "shape", "halos"),
+    [
+        ("same", 1, (40, 26), range(13)),
+        ("same", 2, (64, 84), range(32)),
+        ("same", 3, (120, 104), [0, 7, 16, 23, *range(40, 52)]),
+        ("same", 4, (208, 224), [0, 64, 94, 95, 96, 102]),
+        ("valid", 2, (60, 64), [20, 21, 26]),
+    ],
+)
+def test_the_core_alone_is_that_of_the_whole_window(padding, depth, shape, halos, norm):
+    torch.manual_seed(2)
+    network = UNet(1, 2, width=1, depth=depth, padding=padding, norm=norm).double().eval()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) * 0.1)
+        image = torch.randn(1, 1, *shape, dtype=torch.float64)
+        whole = network(image)
+        assert whole.std() > 1e-3
+        for halo in halos:
+            rim = halo - network.margin
+            expected = whole[..., rim : whole.shape[-2] - rim, rim : whole.shape[-1] - rim]
+            found = network.forward_core(image, halo)
+            assert found.shape == expected.shape
+            assert float((found - expected).abs().max()) <= 1e-13 * float(whole.std())
+
+
+def test_the_core_alone_is_less_work():
+    network = UNet(width=1, depth=3, padding="same").eval()
+    seen = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, inputs, output, name=name: seen.update({name: output.shape[-1]})
+            )
+    with torch.no_grad():
+        network.forward_core(torch.zeros(1, 1, 64 + 2 * 48, 64 + 2 * 48), 48)
+    assert seen["encoder.0.1.conv"] == 160
+    assert seen["encoder.3.1.conv"] == (64 + 2 * 32) // 8
+    assert [seen[f"decoder.{level}.1.conv"] for level in (2, 1, 0)] == [
+        (64 + 2 * 16) // 4,
+        (64 + 2 * 6) // 2,
+        64 + 2 * 2,
+    ]
+    assert seen["head"] == 64
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_admissible_sizes_are_those_that_lose_the_margin_only(padding, depth):

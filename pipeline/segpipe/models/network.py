@@ -49,6 +49,21 @@ class Network(nn.Module):
         """Logits of `image`."""
         raise NotImplementedError
 
+    def forward_core(self, image: Tensor, halo: int) -> Tensor:
+        """Logits of the pixels that are at least `halo` from the border: what `forward` gives there.
+
+        (N, K, H - 2 halo, W - 2 halo). A network may compute less for it than for the whole window:
+        nobody wants the halo's outputs.
+
+        Parameters
+        ----------
+        halo
+            At least the margin.
+        """
+        rim = halo - self.margin
+        logits: Tensor = self(image)
+        return logits[..., rim:-rim, rim:-rim] if rim else logits
+
 
 def build_network(
     name: str, parameters: Mapping[str, Parameter], in_channels: int, out_channels: int
