@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from segpipe.backend import BACKENDS
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box, Lattice, TileGrid, ceil_to
 from segpipe.inference import (
@@ -58,6 +60,11 @@ def picture(shape: tuple[int, int], channels: int = 1) -> Array:
 def run(network: UNet, windows: Array) -> Array:
     with torch.no_grad():
         return network(torch.from_numpy(np.ascontiguousarray(windows))).numpy()
+
+
+def run_core(network: UNet, windows: Array, halo: int) -> Array:
+    with torch.no_grad():
+        return network.forward_core(torch.from_numpy(np.ascontiguousarray(windows)), halo).numpy()
 
 
 def mirror_pad(image: Array, halo: int, stride: int) -> Array:
@@ -121,8 +128,9 @@ def test_tiled_equals_whole(shape, padding, norm):
     network = calibrated(padding, norm, 2, 4, image)
     geometry = measure_geometry(network)
     whole = whole_answer(network, image, geometry.halo)
-    tiled = tiled_answer(lambda w: run(network, w), image, 32, geometry.halo, geometry.stride)
-    assert np.abs(tiled - whole).max() <= 1e-12 * max(1, np.abs(whole).max())
+    for function in (run, partial(run_core, halo=geometry.halo)):
+        tiled = tiled_answer(partial(function, network), image, 32, geometry.halo, geometry.stride)
+        assert np.abs(tiled - whole).max() <= 1e-12 * max(1, np.abs(whole).max())
 
 
 @pytest.mark.parametrize(
@@ -152,6 +160,7 @@ def test_halo_is_enough_and_one_stride_less_is_not(padding, norm, depth, width):
         return run(network, np.pad(windows, border, mode="reflect"))
 
     assert difference(lambda windows: run(network, windows), halo) <= 1e-12
+    assert difference(lambda windows: run_core(network, windows, halo), halo) <= 1e-12
     assert difference(mirrored_at_the_tile, halo - stride) > 1e-6
     if padding == "same":  # zeros at the tile's border
         assert difference(lambda windows: run(network, windows), halo - stride) > 1e-6
@@ -347,9 +356,10 @@ def nuclei(shape: tuple[int, int]) -> NDArray[np.uint16]:
     return (np.clip(image - image.min(), 0, None) * 300).astype(np.uint16)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_regions_do_not_change_bytes(batch, model):
-    segmenter = load_segmenter(model, batch=batch)
+def test_regions_do_not_change_bytes(batch, backend, model):
+    segmenter = load_segmenter(model, "cpu", batch=batch, backend=backend, core_only=True)
     image = nuclei((200, 145))
     grid = TileGrid((200, 145), 64, segmenter.halo, segmenter.stride)
     ranges = [(100.0, 1500.0)]
@@ -362,7 +372,10 @@ def test_regions_do_not_change_bytes(batch, model):
         assert np.array_equal(other, results[0])
 
 
-def test_float32_is_near_the_whole_image_for_every_core(segmenter):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_is_near_the_whole_image_for_every_core(backend, model):
+    segmenter = load_segmenter(model, "cpu", backend=backend)
+    cores = load_segmenter(model, "cpu", backend=backend, core_only=True)
     image = nuclei((150, 121))
     pixels = normalise(image, [(100.0, 1500.0)])
     padded = mirror_pad(pixels, segmenter.halo, segmenter.stride)
@@ -370,8 +383,9 @@ def test_float32_is_near_the_whole_image_for_every_core(segmenter):
     assert np.ptp(whole) > 0.5
     for core in (32, 80, 1024):
         grid = TileGrid((150, 121), core, segmenter.halo, segmenter.stride)
-        for tile, output in tile_outputs(pixels, Box(0, 0, 150, 121), grid, segmenter, 1):
-            assert np.abs(output - whole[:, *tile.keep.slices]).max() <= 1e-5
+        for network in (segmenter, cores):
+            for tile, output in tile_outputs(pixels, Box(0, 0, 150, 121), grid, network, 1):
+                assert np.abs(output - whole[:, *tile.keep.slices]).max() <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])

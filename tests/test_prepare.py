@@ -65,4 +65,8 @@ def test_the_plan_for_a_gpu_is_made_where_there_is_none_but_infer_is_refused(tmp
         run(image, out, "infer.device=cuda")
     assert not (out / "manifests" / "plan.json").exists()
     assert run(image, out, "infer.device=cuda", stages=("tile",)).exit_code == 0
-    assert read_json(out / "manifests" / "plan.json") == {"batch": 8, "region": 4096}
+    assert read_json(out / "manifests" / "plan.json") == {
+        "batch": 8,
+        "region": 4096,
+        "backend": "eager",
+    }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from segpipe.backend import BACKENDS, EAGER
 from segpipe.errors import ModelError, SettingsError
 from segpipe.inference import quantise
 from segpipe.models.card import parse_card
@@ -52,6 +53,9 @@ def shipped() -> Path:
     return find_model("nuclei-fluorescence")
 
 
+both = pytest.mark.parametrize("backend", BACKENDS)
+
+
 def random_windows(count: int, channels: int, height: int, width: int) -> Windows:
     return np.random.default_rng(0).random((count, channels, height, width), np.float32)
 
@@ -67,16 +71,20 @@ def test_attributes(shipped):
     assert segmenter.outputs == ("foreground", "interior")
     assert (segmenter.channels, segmenter.exact, segmenter.batch) == (1, True, 2)
     assert segmenter.card.name == "nuclei-fluorescence"
-    assert segmenter.made_by.startswith(f"torch {torch.__version__}, cpu ")
+    assert segmenter.made_by.startswith("openvino 20")
     assert segmenter.made_by.endswith(", batch 2")
+    eager = load_segmenter(shipped, "cpu", backend="eager")
+    assert eager.made_by.startswith(f"torch {torch.__version__}, cpu ")
+    assert load_segmenter(shipped, "cpu", core_only=True).margin == 96
 
 
-def test_probabilities_are_the_sigmoid_of_the_network(shipped):
+@both
+def test_probabilities_are_the_sigmoid_of_the_network(shipped, backend):
     windows = random_windows(3, 1, 64, 48) * 4
     network, _ = load_model(shipped)
     with torch.no_grad():
         expected = torch.sigmoid(network(torch.from_numpy(windows))).numpy()
-    result = load_segmenter(shipped, "cpu", batch=2)(windows)
+    result = load_segmenter(shipped, "cpu", batch=2, backend=backend)(windows)
     assert result.dtype == np.float32
     assert result.shape == (3, 2, 64, 48)
     assert 0 <= result.min() < result.max() <= 1
@@ -84,7 +92,8 @@ def test_probabilities_are_the_sigmoid_of_the_network(shipped):
     assert np.ptp(expected) > 0.5
 
 
-def test_classes_get_a_softmax(tmp_path):
+@both
+def test_classes_get_a_softmax(tmp_path, backend):
     parameters = {"width": 4, "depth": 1, "padding": "same"}
     path = write_random_model(
         tmp_path / "m.safetensors", parameters, outputs=["background", "cell", "debris"]
@@ -93,21 +102,44 @@ def test_classes_get_a_softmax(tmp_path):
     network, _ = load_model(path)
     with torch.no_grad():
         expected = torch.softmax(network(torch.from_numpy(windows)), dim=1).numpy()
-    result = load_segmenter(path, "cpu")(windows)
-    assert np.abs(result - expected).max() < 1e-5
+    result = load_segmenter(path, "cpu", backend=backend)(windows)
+    assert np.abs(result - expected).max() < 1e-4  # of logits around 200
     assert np.allclose(result.sum(axis=1), 1)
 
 
-def test_an_unpadded_model_returns_less(tmp_path):
+@both
+def test_an_unpadded_model_returns_less(tmp_path, backend):
     path = write_random_model(tmp_path / "m.safetensors", {"width": 2, "depth": 2})
-    segmenter = load_segmenter(path, "cpu")
+    segmenter = load_segmenter(path, "cpu", backend=backend)
     assert segmenter.margin == 20
     assert segmenter(random_windows(1, 1, 60, 64)).shape == (1, 2, 20, 24)
 
 
-def test_saturated_logits_are_zero_and_one(tmp_path):
+@both
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_the_core_alone_is_part_of_the_whole(tmp_path, backend, padding):
+    path = write_random_model(
+        tmp_path / "m.safetensors", {"width": 8, "depth": 2, "padding": padding}
+    )
+    whole = load_segmenter(path, "cpu", backend=backend)
+    core = load_segmenter(path, "cpu", backend=backend, core_only=True)
+    rim = core.margin - whole.margin
+    assert (core.margin, rim) == ((24, 24) if padding == "same" else (20, 0))
+    windows = random_windows(2, 1, *((108, 92) if padding == "valid" else (96, 92)))
+    expected = whole(windows)
+    expected = expected[..., rim : expected.shape[-2] - rim, rim : expected.shape[-1] - rim]
+    assert np.ptp(expected) > 0.1
+    assert np.abs(core(windows) - expected).max() < 1e-6
+    with pytest.raises(ValueError, match="larger than the margins of 2"):
+        core(windows[..., : 2 * core.margin])
+
+
+@both
+def test_saturated_logits_are_zero_and_one(tmp_path, backend):
     path = write_random_model(tmp_path / "m.safetensors", {"width": 4, "depth": 1})
-    result = load_segmenter(path, "cpu")(random_windows(1, 1, 36, 36) * np.float32(1e8))
+    result = load_segmenter(path, "cpu", backend=backend)(
+        random_windows(1, 1, 36, 36) * np.float32(1e8)
+    )
     assert set(np.unique(result)) <= {0, 1}
 
 
@@ -131,7 +163,9 @@ def test_bytes_do_not_depend_on_slot_mates_or_threads(
     for batch in (1, 2):
         found = set()
         for threads in (1, 2):
-            segmenter = load_segmenter(path, "cpu", threads=threads, batch=batch)
+            segmenter = load_segmenter(
+                path, "cpu", threads=threads, batch=batch, backend=EAGER
+            )  # openvino: test_backends.py
             for position in range(batch):  # other slots, and other mates; one has zeros beside it
                 order = np.roll(np.arange(3), position)
                 result = segmenter(windows[order])[np.argsort(order)]
@@ -142,7 +176,7 @@ def test_bytes_do_not_depend_on_slot_mates_or_threads(
 
 def test_the_calling_thread_gets_its_number_of_threads(shipped, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as a dask nanny does
-    segmenter = load_segmenter(shipped, "cpu", threads=2)
+    segmenter = load_segmenter(shipped, "cpu", threads=2, backend=EAGER)
     torch.set_num_threads(1)
     seen = []
 
@@ -157,9 +191,11 @@ def test_the_calling_thread_gets_its_number_of_threads(shipped, monkeypatch):
 
 
 def test_network_always_sees_a_full_batch(shipped):
-    segmenter = load_segmenter(shipped, "cpu", batch=4)
+    segmenter = load_segmenter(shipped, "cpu", batch=4, backend=EAGER)
     seen = []
-    segmenter._network.register_forward_pre_hook(lambda _, images: seen.append(images[0].shape))
+    segmenter._forward._network.register_forward_pre_hook(
+        lambda _, images: seen.append(images[0].shape)
+    )
     result = segmenter(random_windows(6, 1, 16, 32))
     assert result.shape[0] == 6
     assert seen == [(4, 1, 16, 32)] * 2
@@ -170,13 +206,13 @@ def make_small_memory(segmenter: Segmenter, most: int) -> None:
         if len(images[0]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    segmenter._network.register_forward_pre_hook(refuse)
+    segmenter._forward._network.register_forward_pre_hook(refuse)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(shipped, caplog):
     windows = random_windows(11, 1, 32, 32)
-    expected = load_segmenter(shipped, "cpu", batch=8)(windows)
-    segmenter = load_segmenter(shipped, "cpu", batch=8)
+    expected = load_segmenter(shipped, "cpu", batch=8, backend=EAGER)(windows)
+    segmenter = load_segmenter(shipped, "cpu", batch=8, backend=EAGER)
     make_small_memory(segmenter, 3)
     result = segmenter(windows)
     assert np.abs(result - expected).max() < 1e-5
@@ -186,16 +222,17 @@ def test_out_of_memory_halves_the_batch_and_goes_on(shipped, caplog):
 
 
 def test_one_window_that_does_not_fit_is_an_error(shipped):
-    segmenter = load_segmenter(shipped, "cpu", batch=2)
+    segmenter = load_segmenter(shipped, "cpu", batch=2, backend=EAGER)
     make_small_memory(segmenter, 0)
     with pytest.raises(SettingsError, match="32 x 48 pixels does not fit the memory of cpu"):
         segmenter(random_windows(1, 1, 32, 48))
 
 
-def test_windows_are_left_alone_and_may_be_read_only(shipped):
+@both
+def test_windows_are_left_alone_and_may_be_read_only(shipped, backend):
     windows = random_windows(1, 1, 16, 16)
     windows.flags.writeable = False
-    load_segmenter(shipped, "cpu")(windows)
+    load_segmenter(shipped, "cpu", backend=backend)(windows)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +264,10 @@ def test_no_windows_are_a_bug(shipped):
         ({"device": "cpu", "precision": "floot32"}, "did you mean 'float32'"),
         ({"device": "cpu", "precision": "float16"}, "float16 needs a GPU"),
         ({"device": "cpu", "memory_format": "nchw"}, "memory_format is 'nchw'"),
+        (
+            {"device": "cpu", "backend": "onnx"},
+            "backend is 'onnx'; expected auto, eager or openvino",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message, shipped, monkeypatch):
@@ -252,7 +293,9 @@ def test_auto_takes_the_best_device_there_is(monkeypatch):
 def test_formats_and_precisions_are_near_one_another(memory_format, precision, tolerance, shipped):
     windows = random_windows(1, 1, 48, 32)
     expected = load_segmenter(shipped, "cpu")(windows)
-    other = load_segmenter(shipped, "cpu", memory_format=memory_format, precision=precision)
+    other = load_segmenter(
+        shipped, "cpu", memory_format=memory_format, precision=precision, backend=EAGER
+    )
     assert np.abs(other(windows) - expected).max() < tolerance
 
 

@@ -57,6 +57,8 @@ def segment(
         batch=infer.batch or 1,
         memory_format=infer.memory_format,
         precision=infer.precision,
+        backend=infer.backend,
+        core_only=True,
     )
     pixels = array[np.newaxis] if array.ndim == 2 else array
     if pixels.ndim != 3 or len(pixels) != segmenter.channels or pixels.size == 0:

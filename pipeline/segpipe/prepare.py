@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe import __version__
+from segpipe.backend import choose_backend
 from segpipe.errors import InputError, ModelError, SegpipeError, SettingsError
 from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
@@ -259,12 +260,11 @@ class _Plans:
         self.digests = stage_digests(settings)
         written = read_json(self.path)
         self.open: dict[str, Any] = dict(written) if isinstance(written, dict) else {}
-        if not self.open:
+        self.new = not {"batch", "region", "backend"} <= self.open.keys()
+        if self.new:
             on_gpu = _on_gpu(settings)
-            self.open = {"batch": 8 if on_gpu else 1, "region": 4096 if on_gpu else 2048}
-            self.new = True
-        else:
-            self.new = False
+            sizes = {"batch": 8 if on_gpu else 1, "region": 4096 if on_gpu else 2048}
+            self.open = sizes | {"backend": choose_backend(AUTO, on_gpu=on_gpu)} | self.open
 
     def check(self, model: Model) -> None:
         """Say what is wrong with the settings for this model, before anything is started."""
@@ -290,6 +290,7 @@ class _Plans:
             precision=infer.precision,
             memory_format=infer.memory_format,
             threads=infer.threads,
+            backend=self.open["backend"] if infer.backend == AUTO else infer.backend,
             skip_empty=infer.skip_empty and model.card.empty is not None,
         )
         self.check(model)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from segpipe.backend import OPENVINO
 from segpipe.errors import SettingsError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -101,11 +102,14 @@ class InferSettings(_Section):
     model: str = Field(AUTO, description="name or path of a model file; auto: by the channels")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where it runs")
     batch: int | None = Field(None, ge=1, description="windows at once; null: 1 on CPU, 8 on GPU")
+    backend: Literal["auto", "eager", "openvino"] = Field(
+        "auto", description="what runs the network; auto: openvino on CPU, eager (torch) on GPU"
+    )
     precision: Literal["float32", "float16", "bfloat16"] = Field(
-        "float32", description="arithmetic of the network; the half ones need a GPU"
+        "float32", description="arithmetic of the network; float16 needs a GPU"
     )
     memory_format: Literal["channels_last", "contiguous"] = Field(
-        "channels_last", description="layout of the activations"
+        "channels_last", description="layout of the activations; for eager"
     )
     threads: int = Field(1, ge=1, description="threads of the network in each process")
     normalise: tuple[float, float] | None = Field(
@@ -180,6 +184,8 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _sizes_divide(self) -> Settings:
         tile, stitch = self.tile, self.stitch
+        if self.infer.backend == OPENVINO and self.infer.device not in (AUTO, "cpu"):
+            raise ValueError("infer.backend openvino is for the CPU; set infer.device=cpu")
         if self.infer.normalise is not None:
             low, high = self.infer.normalise
             if not -1e30 < low < high < 1e30:

@@ -25,7 +25,7 @@ from segpipe.store import Grid, disk_usage
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 2, "infer": 2, "stitch": 2, "measure": 1}
+VERSION = {"tile": 2, "infer": 3, "stitch": 2, "measure": 1}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
@@ -55,7 +55,7 @@ class NumericPlan:
     precision: str
     memory_format: str
     threads: int
-    backend: str = "eager"
+    backend: str
     skip_empty: bool = False
     """Whether tiles in which the model's card says that it sees nothing become zeros unseen."""
 

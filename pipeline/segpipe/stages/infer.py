@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from segpipe import store
+from segpipe.backend import EAGER
 from segpipe.compute import Engine, gpu_index
 from segpipe.geometry import Lattice
 from segpipe.inference import predict_region, read_box_of
 from segpipe.segmenter import Segmenter, device_type, load_segmenter
+from segpipe.settings import AUTO
 from segpipe.stages.emptiness import empty_tiles
-from segpipe.stages.image import Image, Manifest, Progress, manifest_before, remove
+from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifest_before, remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import Range, ranges_of
 from segpipe.store import clear_shard, create_array, write_shard
@@ -80,7 +82,7 @@ def _create(image: Image) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _segmenter(path: Path, _hash: str, device: str, plan: Any) -> Segmenter:
+def _segmenter(path: Path, _hash: str, device: str, backend: str, plan: NumericPlan) -> Segmenter:
     """The network, loaded once per process."""
     return load_segmenter(
         path,
@@ -89,6 +91,8 @@ def _segmenter(path: Path, _hash: str, device: str, plan: Any) -> Segmenter:
         batch=plan.batch,
         memory_format=plan.memory_format,
         precision=plan.precision,
+        backend=backend,
+        core_only=True,
     )
 
 
@@ -102,7 +106,10 @@ def infer_region(work: Pass, name: str) -> dict[str, Any]:
     plan = image.plan
     device = device_type(image.settings.infer.device)
     device = f"cuda:{gpu_index()}" if device == "cuda" else device
-    segmenter = _segmenter(image.model.path, image.model.hash, device, plan)
+    # a GPU may go on with what a CPU began
+    goes_on = device != "cpu" and image.settings.infer.backend == AUTO
+    backend = EAGER if goes_on else plan.backend
+    segmenter = _segmenter(image.model.path, image.model.hash, device, backend, plan)
     box = read_box_of(grid, region.box)
     block = store.read_box(image.zarr / "0", box, image.layout.channels)
     probabilities = predict_region(

@@ -1,0 +1,56 @@
+"""What a backend is: windows in, probabilities out; and the last step that all share on the CPU."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segpipe.models.network import Network
+
+
+class Forward(Protocol):
+    """A network on its device, for batches of one size."""
+
+    @property
+    def made_by(self) -> str:
+        """What the bytes depend on besides image, model and settings: library, version, device."""
+
+    def __call__(self, windows: NDArray[np.float32], /) -> NDArray[np.float32]:
+        """Probabilities of what lies `halo` inside the windows, all computed at once.
+
+        (N, C, H, W) float32 -> (N, K, H - 2 halo, W - 2 halo) float32 in [0, 1].
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            When a GPU has not enough for so many windows.
+        """
+
+
+class Core(nn.Module):
+    """A network that gives the logits of a window's core, and not of its halo."""
+
+    def __init__(self, network: Network, halo: int) -> None:
+        super().__init__()
+        self.network = network
+        self.halo = halo
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, K, H - 2 halo, W - 2 halo)."""
+        return self.network.forward_core(image, self.halo)
+
+
+def activate(logits: NDArray[np.float32], classes: bool) -> NDArray[np.float32]:
+    """Softmax over axis 1 or sigmoid, each pixel by itself: see the top of the package."""
+    result: NDArray[np.float32]
+    with np.errstate(over="ignore"):  # exp of a large number: infinity, and so 0
+        if classes:
+            result = np.exp(logits - logits.max(axis=1, keepdims=True))
+            result /= result.sum(axis=1, keepdims=True)
+        else:
+            one = np.float32(1)
+            result = one / (one + np.exp(-logits))
+    return result
