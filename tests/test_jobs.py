@@ -286,8 +286,7 @@ def test_a_version_of_a_stage_is_in_the_digest(monkeypatch):
 # --- the configuration ----------------------------------------------------------------------------
 
 
-def test_what_snakemake_reads_from_its_command_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_snakemake_reads_from_its_command_line(tmp_path):
     project = project_of(
         {
             "input": ["a b", "/abs"],
@@ -296,13 +295,27 @@ def test_what_snakemake_reads_from_its_command_line(tmp_path, monkeypatch):
             "model": "null",
             "stitch": {"region": "2048", "interior": ["0.7", "0.5"], "min_area": "null"},
             "measure": "{preview: no}",
-        }
+        },
+        tmp_path,
     )
     assert project.input == (tmp_path / "a b", Path("/abs"))
     assert project.output == tmp_path / "out"
     assert project.stitch.region == 2048 and project.stitch.interior == (0.7, 0.5)
     assert project.stitch.min_area is None and project.measure.preview is False
     assert project.infer.model == "auto"
+
+
+def test_a_process_that_runs_one_job_sees_the_same_from_where_it_starts(folder, out, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "model.safetensors").symlink_to(threshold_model())
+    config = {"input": "in", "output": "out", "model": "model.safetensors"}
+    whole = open_workflow(config, whole=True)
+    files = whole.project_file, whole.manifest("stitch", "0")
+    monkeypatch.chdir(out)
+    job = open_workflow(config, whole=False)
+    assert (job.out, job.project) == (whole.out, whole.project)
+    assert (job.project_file, job.manifest("stitch", "0")) == files
+    assert not (out / "out").exists()
 
 
 @pytest.mark.parametrize(

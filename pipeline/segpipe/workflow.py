@@ -19,7 +19,7 @@ import yaml
 from segpipe.errors import SettingsError
 from segpipe.inputs import find_inputs
 from segpipe.jobs import Job, job_manifest, plan_jobs, synchronise, told_by
-from segpipe.models.modelfile import find_model
+from segpipe.models.modelfile import find_model, is_model_name
 from segpipe.prepare import begin, model_hashes, stage_digests, writable_folder
 from segpipe.records import fingerprint, write_json, write_text
 from segpipe.report import read_entries, write_run_json
@@ -28,6 +28,10 @@ from segpipe.settings import AUTO, Project, Settings, parse_project
 from segpipe.stages.image import STAGES, settings_of
 
 log = logging.getLogger(__name__)
+
+STARTED_IN = "SEGPIPE_STARTED_IN"
+"""Environment variable: the folder in which Snakemake was started, for its processes that run one
+job. On a cluster these start in OUT, where the relative paths of the configuration mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def open_workflow(config: Mapping[str, Any], *, whole: bool) -> Workflow:
     SettingsError, ModelError
         Whatever is wrong with the settings: nothing was started.
     """
-    project = project_of(config)
+    if whole:
+        os.environ[STARTED_IN] = os.fspath(Path.cwd())
+    project = project_of(config, Path(os.environ[STARTED_IN]))
     out = project.output
     if not whole or not project.input or out is None:
         return Workflow(project, ())
@@ -129,8 +135,8 @@ def open_workflow(config: Mapping[str, Any], *, whole: bool) -> Workflow:
     return workflow
 
 
-def project_of(config: Mapping[str, Any]) -> Project:
-    """The project of Snakemake's `config`, with absolute paths.
+def project_of(config: Mapping[str, Any], here: Path) -> Project:
+    """The project of Snakemake's `config`, with absolute paths: relative ones are seen from here.
 
     `--config` gives strings for everything inside of `stitch='{region: 2048}'`, `null` among them.
 
@@ -152,12 +158,13 @@ def project_of(config: Mapping[str, Any]) -> Project:
             value = {name: _unquoted(inner) for name, inner in (value or {}).items()}
         tree[key] = value
     project = parse_project(tree)
-    here = Path.cwd()
     return project.model_copy(
         update={
             "input": tuple(here / path for path in project.input or ()) or None,
             "output": None if project.output is None else here / project.output,
-            "infer": project.infer.model_copy(update={"model": _absolute(project.infer.model)}),
+            "infer": project.infer.model_copy(
+                update={"model": _absolute(project.infer.model, here)}
+            ),
         }
     )
 
@@ -173,12 +180,11 @@ def _parsed(key: str, text: str) -> Any:
         raise SettingsError(f"the value of '{key}' is not YAML: {text!r}") from error
 
 
-def _absolute(model: str) -> str:
+def _absolute(model: str, here: Path) -> str:
     """A model by its path wherever a job starts; a name stays."""
-    if model == AUTO:
+    if model == AUTO or is_model_name(model):
         return model
-    found = find_model(model)
-    return model if found.stem == model else os.fspath(found.absolute())
+    return os.fspath(find_model(here / model))
 
 
 def _plain(project: Project) -> dict[str, Any]:

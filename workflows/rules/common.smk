@@ -5,12 +5,17 @@ import shlex
 import sys
 
 from segpipe.errors import SegpipeError
-from segpipe.workflow import open_workflow
+from segpipe.workflow import STARTED_IN, open_workflow
 
 try:
     WORKFLOW = open_workflow(config, whole=workflow.is_main_process)
 except SegpipeError as error:
     sys.exit(f"segpipe: {error}")
+
+
+# Jobs on other machines need it to read the configuration as it was meant.
+envvars:
+    STARTED_IN,
 
 
 # All paths in the rules are relative to OUT, and so are Snakemake's own records: they belong to the

@@ -33,6 +33,7 @@ __all__ = [
     "ModelCard",
     "find_model",
     "import_model",
+    "is_model_name",
     "list_models",
     "load_model",
     "model_geometry",
@@ -169,6 +170,12 @@ def list_models() -> list[Path]:
     return [models[name] for name in sorted(models)]
 
 
+def is_model_name(name_or_path: str | Path) -> bool:
+    """Whether this is the name of a model, not a path: no .safetensors at its end, and no folder."""
+    path = Path(name_or_path)
+    return path.suffix != SUFFIX and len(path.parts) == 1
+
+
 def find_model(name_or_path: str | Path) -> Path:
     """The file of a model given by name or by path.
 
@@ -180,7 +187,7 @@ def find_model(name_or_path: str | Path) -> Path:
         When there is none: lists the known, and the nearest.
     """
     path = Path(name_or_path)
-    if path.suffix == SUFFIX or len(path.parts) > 1:
+    if not is_model_name(path):
         if not path.is_file():
             raise ModelError(f"{path}: no such model file")
         return path
