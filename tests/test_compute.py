@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
+from distributed import get_worker
 
 from segpipe.compute import (
     LocalEngine,
     SerialEngine,
-    default_workers,
     gpu_index,
-    usable_cores,
 )
-from segpipe.errors import InputError, Stopped
+from segpipe.errors import InputError, SegpipeError, Stopped
+from segpipe.machine import default_workers, usable_cores
 
 
 def double(job, region):
@@ -84,6 +86,102 @@ def test_a_bug_is_not_taken_for_bad_data(engine):
 def test_a_worker_that_dies_is_replaced(local, tmp_path):
     outcomes = list(local.run(die_once, str(tmp_path), NAMES))
     assert sorted(one.region for one in outcomes if one.error is None) == NAMES
+
+
+MANY = [f"0_{number}" for number in range(60)]
+
+
+def die_on_fifty(job, region):
+    if region == "0_50":
+        time.sleep(0.2)  # dask does not replace a worker that dies while it starts
+        os.kill(os.getpid(), signal.SIGKILL)
+    with (Path(job) / region).open("a") as tries:
+        tries.write("x")
+    return {}
+
+
+def test_a_region_that_kills_its_worker_takes_no_other_with_it(local, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "attempts", 1)  # so that nothing is forgiven
+    monkeypatch.setattr(local._pools[0][1].scheduler, "allowed_failures", 0)
+    outcomes = {one.region: one for one in local.run(die_on_fifty, str(tmp_path), MANY)}
+    assert outcomes.keys() == set(MANY)
+    assert [name for name, one in outcomes.items() if one.error] == ["0_50"]
+    assert "its worker died" in outcomes["0_50"].error
+
+
+class Scripted:
+    """A client, and the cluster that it talks to, whose tasks end as told."""
+
+    def __init__(self, statuses):
+        self.statuses = iter(statuses)
+        self.scheduler = self
+        self.workers = ["one"]
+
+    def submit(self, function, *arguments, key):
+        client = self
+
+        class Future:
+            status = next(client.statuses)
+
+            def add_done_callback(self, call):
+                call(self)
+
+            def result(self, timeout):
+                return function(*arguments)
+
+        return Future()
+
+    def cancel(self, futures):
+        pass
+
+
+def scripted_engine(monkeypatch, statuses):
+    client = Scripted(statuses)
+    monkeypatch.setattr("segpipe.compute._start_pool", lambda workers: (client, client))
+    return LocalEngine(1, attempts=1), client
+
+
+def test_a_result_that_dies_with_its_worker_is_no_failed_try(monkeypatch):
+    engine, _ = scripted_engine(monkeypatch, ["lost", "lost", *["finished"] * 9])
+    outcomes = list(engine.run(double, 21, NAMES))
+    assert sorted(outcome.region for outcome in outcomes) == NAMES
+    assert all(outcome.facts["value"] == 42 for outcome in outcomes)
+
+
+def test_a_pool_that_is_empty_for_good_is_an_error_and_no_endless_wait(monkeypatch):
+    engine, client = scripted_engine(monkeypatch, ["finished"])
+    client.workers = []
+    monkeypatch.setattr("segpipe.compute.ALONE_S", 0.2)
+    monkeypatch.setattr(client, "submit", lambda *_, **__: Mock())  # never ends
+    with pytest.raises(SegpipeError, match="none came back"):
+        list(engine.run(double, 21, NAMES))
+
+
+def which_task(job, region):
+    return {"task": get_worker().get_current_task()}
+
+
+def test_quick_regions_share_a_task(local):
+    names = [f"0_{number}" for number in range(400)]
+    outcomes = list(local.run(which_task, None, names))
+    assert sorted(one.region for one in outcomes) == sorted(names)
+    assert len({one.facts["task"] for one in outcomes}) < len(names) / 2
+
+
+def test_a_bad_region_among_quick_ones_is_tried_as_often_as_alone(engine, tmp_path):
+    outcomes = {one.region: one for one in engine.run(fail_on_fifty, str(tmp_path), MANY)}
+    assert outcomes.keys() == set(MANY)
+    assert [name for name, one in outcomes.items() if one.error] == ["0_50"]
+    tries = {path.name: len(path.read_text()) for path in tmp_path.iterdir()}
+    assert tries == dict.fromkeys(MANY, 1) | {"0_50": 2}
+
+
+def fail_on_fifty(job, region):
+    with (Path(job) / region).open("a") as tries:
+        tries.write("x")
+    if region == "0_50":
+        raise InputError("bad")
+    return {}
 
 
 def gpu_of(job, region):

@@ -1,30 +1,35 @@
 """Who does the work: the same function over the same regions, in this process or in many.
 
 The client owns a window of coarse tasks, a few per worker in flight. A task carries a small job and
-a region's name and returns a small dict; pixels never travel. Nothing here can change a result.
+names of regions, several where they are quick, and returns a small dict for each; pixels never travel.
+Nothing here can change a result.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import signal
 import threading
+import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import count
 from typing import Any, Protocol
+from uuid import uuid4
 
+from segpipe.backlog import Backlog
 from segpipe.errors import ModelError, SegpipeError, SettingsError, Stopped
+from segpipe.machine import default_workers
 
 log = logging.getLogger(__name__)
 
 Task = Callable[[Any, str], dict[str, Any]]
 IN_FLIGHT_PER_WORKER = 2
+ALONE_S = 120
+"""A worker that dies is replaced in seconds, unless it dies while it starts: dask then gives it up."""
 STOPPED = "stopped; run the same command to go on"
 BAD_DATA = (SegpipeError, OSError, MemoryError)
 """What a region may fail by without the program being wrong."""
@@ -88,15 +93,28 @@ class SerialEngine:
             yield self._try(task, job, region)
 
     def _try(self, task: Task, job: Any, region: str) -> Outcome:
-        error = ""
         for _ in range(self.attempts):
-            try:
-                return Outcome(region, task(job, region), None)
-            except FATAL:
-                raise
-            except BAD_DATA as caught:  # a bug keeps its traceback
-                error = describe(caught)
-        return Outcome(region, None, error)
+            outcome = try_once(task, job, region)
+            if outcome.error is None:
+                break
+        return outcome
+
+
+def try_once(task: Task, job: Any, region: str) -> Outcome:
+    """What becomes of one region in one try; what is no bad data is raised."""
+    try:
+        return Outcome(region, task(job, region), None)
+    except FATAL:
+        raise
+    except BAD_DATA as caught:  # a bug keeps its traceback
+        return Outcome(region, None, describe(caught))
+
+
+def try_several(task: Task, job: Any, regions: Sequence[str]) -> tuple[list[Outcome], float]:
+    """What becomes of some regions, one after the other, and the seconds they took."""
+    started = time.perf_counter()
+    outcomes = [try_once(task, job, region) for region in regions]
+    return outcomes, time.perf_counter() - started
 
 
 class LocalEngine:
@@ -131,45 +149,83 @@ class LocalEngine:
     def run(
         self, task: Task, job: Any, regions: Sequence[str], *, on_gpu: bool = False
     ) -> Iterator[Outcome]:
-        from distributed.scheduler import KilledWorker
-
-        client, _ = self._pools[-1 if on_gpu else 0]
-        slots = IN_FLIGHT_PER_WORKER * (self.gpus if on_gpu and self.gpus else self.workers)
-        bad_data = (*BAD_DATA, KilledWorker)
-        todo = deque((region, 1) for region in regions)
-        flying: dict[Any, tuple[str, int]] = {}
+        client, cluster = self._pools[-1 if on_gpu else 0]
+        workers = self.gpus if on_gpu and self.gpus else self.workers
+        slots = IN_FLIGHT_PER_WORKER * workers
+        todo = Backlog(regions, workers, slots)
+        flying: dict[Any, list[tuple[str, int]]] = {}
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # The scheduler assigns tasks one by one only where their keys make them one large group.
+        group = f"{task.__name__}-{uuid4().hex}"
+        keys = ((group, number) for number in count())
         try:
             while todo or flying:
                 while todo and len(flying) < slots:
-                    region, attempt = todo.popleft()
-                    future = client.submit(task, job, region, pure=False)
-                    flying[future] = (region, attempt)
+                    taken = todo.take()
+                    names = [region for region, _ in taken]
+                    future = client.submit(try_several, task, job, names, key=next(keys))
+                    flying[future] = taken
                     future.add_done_callback(ended.put)
-                future = self._next(ended)
-                region, attempt = flying.pop(future)
-                if future.status == "finished":
-                    yield Outcome(region, future.result(), None)
+                future = self._wait(lambda: ended.get(timeout=0.05), cluster)
+                taken = flying.pop(future)
+                if future.status == "lost":  # done, but its worker died with what it had to say
+                    for region, attempt in taken:
+                        todo.put_back(region, attempt)
                     continue
-                error = future.exception() if future.status == "error" else None
-                if error is not None and (
-                    isinstance(error, FATAL) or not isinstance(error, bad_data)
-                ):
-                    raise error  # wrong for all regions, or a bug
-                if attempt < self.attempts:
-                    todo.append((region, attempt + 1))
-                else:
-                    yield Outcome(region, None, describe(error))
+                outcomes, seconds = self._outcomes(future, cluster) or _lost(future, taken)
+                if seconds:
+                    todo.learn(len(outcomes), seconds)
+                # Where a worker died over several regions, which of them it was is not known.
+                tries = self.attempts if seconds or len(taken) == 1 else max(2, self.attempts)
+                for outcome, (region, attempt) in zip(outcomes, taken, strict=True):
+                    if outcome.error is not None and attempt < tries:
+                        todo.put_back(region, attempt + 1)
+                    else:
+                        yield outcome
         finally:
             if flying:
                 client.cancel(list(flying))
 
-    def _next(self, ended: queue.SimpleQueue[Any]) -> Any:
-        """The next task that ended, looking up now and then whether to stop."""
+    def _outcomes(self, future: Any, cluster: Any) -> tuple[list[Outcome], float] | None:
+        """What a task brought and its seconds; None when it brought nothing."""
+        from distributed.scheduler import KilledWorker
+
+        if future.status == "finished":
+            # It lies with the worker: if that dies just now, the task is done again by another.
+            with contextlib.suppress(KilledWorker):
+                found: tuple[list[Outcome], float] = self._wait(
+                    lambda: future.result(timeout=5), cluster
+                )
+                return found
+        return None
+
+    def _wait(self, get: Callable[[], Any], cluster: Any) -> Any:
+        """What `get` brings, looking up now and then whether to stop, and whether anyone works."""
+        alone_since = None
         while not self._stop.is_set():
-            with contextlib.suppress(queue.Empty):
-                return ended.get(timeout=0.05)
+            with contextlib.suppress(queue.Empty, TimeoutError):
+                return get()
+            if cluster.scheduler.workers:
+                alone_since = None
+            elif alone_since is None:
+                alone_since = time.monotonic()
+            elif time.monotonic() - alone_since > ALONE_S:
+                raise SegpipeError(
+                    f"all workers ended and none came back in {ALONE_S} s; run the same command "
+                    "to go on"
+                )
         raise Stopped(STOPPED)
+
+
+def _lost(future: Any, taken: Sequence[tuple[str, int]]) -> tuple[list[Outcome], float]:
+    """Outcomes of a task that brought none; an error wrong for all regions, or a bug, is raised."""
+    from distributed.scheduler import KilledWorker
+
+    error = future.exception() if future.status == "error" else None
+    bad_data = isinstance(error, (*BAD_DATA, KilledWorker))
+    if error is not None and (isinstance(error, FATAL) or not bad_data):
+        raise error
+    return [Outcome(region, None, describe(error)) for region, _ in taken], 0.0
 
 
 def _start_pool(workers: int) -> tuple[Any, Any]:
@@ -180,13 +236,15 @@ def _start_pool(workers: int) -> tuple[Any, Any]:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with dask.config.set(
         {
-            # A death marks every task assigned to the worker; the window keeps those few.
             "distributed.scheduler.allowed-failures": 10,
+            # A death marks every task assigned to the worker: let that be the one it runs.
+            "distributed.scheduler.worker-saturation": 1.0,
             "distributed.scheduler.worker-ttl": None,  # numba and torch hold the GIL at first use
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
             "distributed.worker.memory.pause": False,
             "distributed.worker.memory.terminate": False,
+            "distributed.admin.low-level-log-length": 100,  # messages kept, with the jobs in them
             "distributed.admin.tick.limit": "1h",
             "distributed.comm.timeouts.connect": "60s",
         }
@@ -240,40 +298,6 @@ def gpu_index() -> int:
         return int(get_worker().name)
     except ValueError:
         return 0
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: affinity and cgroup quota."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores)
-
-
-def usable_memory_bytes() -> int:
-    """Memory that this process may use: what is available, and the cgroup's limit."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            available = min(available, int(limit))
-    except (OSError, ValueError):
-        pass
-    return available
-
-
-def default_workers(bytes_per_worker: int) -> int:
-    """Processes that cores and memory allow. The number cannot change a result."""
-    return max(1, min(usable_cores(), usable_memory_bytes() // bytes_per_worker))
 
 
 @contextlib.contextmanager

@@ -12,10 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine, usable_cores
+from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine
 from segpipe.errors import BusyError, InputError, SegpipeError, Stopped
 from segpipe.inputs import Input, find_inputs
 from segpipe.jobs import read_job, write_job
+from segpipe.machine import usable_cores
 from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare, writable_folder
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
