@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -219,13 +220,32 @@ def test_a_damaged_job_manifest_is_no_manifest(folder, out):
     assert read_job(next((out / "manifests" / "jobs").glob("*.stitch.*.json")))
 
 
-def other_value(key: str) -> dict[str, object]:
+def words_in(annotation: object) -> list[object]:
+    """The values of the Literals in a type."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [word for inner in get_args(annotation) for word in words_in(inner)]
+
+
+def other_value(key: str) -> dict[str, dict[str, object]]:
     """Settings in which one key is not what it is by default, and that are valid."""
     section, name = key.split(".")
     default = getattr(getattr(parse_settings({}), section), name)
-    words = ("cpu", "contiguous", "bfloat16", "z")
+    field = type(getattr(parse_settings({}), section)).model_fields[name]
     pairs = ([0.2, 0], [10, 20])
-    for value in (0, False, 1, 2, 3, 256, 512, 2048, 0.3, *pairs, *words):
+    for value in (
+        *words_in(field.annotation)[::-1],
+        0,
+        False,
+        1,
+        2,
+        3,
+        256,
+        512,
+        2048,
+        0.3,
+        *pairs,
+    ):
         try:
             settings = parse_settings({section: {name: value}})
         except SettingsError:
