@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from click.testing import CliRunner
 
 from fields import SIZES, labels_of, nuclei, table_of, threshold_model
 from segpipe.cli import main
+from segpipe.jobs import JobImage, read_job, write_job
 from segpipe.models.modelfile import load_model
 
+CONFIG = Path(__file__).parents[1] / "configs" / "test.yaml"
 SETS = [part for size in SIZES for part in ("-s", size)]
 
 
@@ -140,3 +143,22 @@ def test_demo(tmp_path):
     for name in ("field", "section"):
         assert (tmp_path / "results" / f"{name}.png").exists()
         assert labels_of(tmp_path / "results", name).max() > 20
+
+
+def test_the_snakefile_is_found():
+    told = segpipe("workflow").stdout.strip()
+    assert told.endswith("Snakefile") and "rule all" in Path(told).read_text()
+
+
+def test_a_stage_of_a_job_exits_0_with_a_bad_image_and_1_by_hand(folder, tmp_path):
+    (tmp_path / "bad.tif").write_bytes(b"II*\0")
+    by_hand = segpipe("stage", "tile", tmp_path / "bad.tif", "-o", tmp_path / "out", *SETS)
+    assert by_hand.exit_code == 1
+    job, manifest = tmp_path / "job.json", tmp_path / "manifest.json"
+    write_job(job, [JobImage("bad", tmp_path / "bad.tif"), JobImage("a", folder / "a.tif")])
+    command = ["stage", "tile", "--job", job, "-o", tmp_path / "out", *SETS]
+    assert segpipe(*command).exit_code == 2  # and no --manifest
+    assert segpipe(*command, "--manifest", manifest).exit_code == 0
+    bad, good = read_job(manifest)
+    assert bad.lost and "bad.tif" in bad.entry["error"] and not good.failed and good.token
+    assert segpipe("check", "-c", CONFIG, "--manifest", manifest).exit_code == 2

@@ -177,6 +177,19 @@ def test_planes_are_images_of_a_job_as_files_are(tmp_path, out):
     assert code == 0 and stages_of(ran) == list(STAGES)
 
 
+def test_an_entry_of_run_json_from_before_a_killed_run_is_not_believed(folder, out):
+    good = (folder / "2.tif").read_bytes()
+    (folder / "2.tif").write_bytes(good[:2000])
+    assert run(folder, out).exit_code == 1
+    told = (out / "run.json").read_bytes()
+    (folder / "2.tif").write_bytes(good)
+    assert run(folder, out).exit_code == 0
+    (out / "run.json").write_bytes(told)  # as if killed before it was written
+    code, ran = drive(folder, out)
+    assert code == 0 and stages_of(ran) == ["measure"]
+    assert read_json(out / "run.json")["failed"] == []
+
+
 @pytest.mark.parametrize(
     ("lost", "stages"),
     [

@@ -205,6 +205,11 @@ class _Truth:
         facts = self.chain[stage].facts
         return facts.get("settings") == digest and facts.get("source") == self.fingerprint
 
+    def is_told_by(self, entry: Mapping[str, Any] | None) -> bool:
+        """Whether an entry of run.json is of this result, not of one before it."""
+        objects = self.chain[STAGES[-1]].facts["objects"]
+        return entry is not None and (entry["status"], entry["objects"]) == ("done", objects)
+
     def has_output(self, stage: str, preview: bool) -> bool:
         """Whether what the stage has written is there."""
         if stage == "measure":
@@ -283,7 +288,9 @@ def _adopt(
     """Write a job's manifest of what is done already; whether it is."""
     if not all(truth.is_done(stage, digest) for truth in truths.values()):
         return False
-    if stage == STAGES[-1] and not set(truths) <= set(entries):  # nothing to go into run.json
+    if stage == STAGES[-1] and not all(
+        t.is_told_by(entries.get(name)) for name, t in truths.items()
+    ):
         return False
     images, times = [], []
     for name, truth in truths.items():
