@@ -28,6 +28,8 @@ zarr.config.set({"threading.max_workers": 1, "async.concurrency": 4})
 Array = np.ndarray[Any, np.dtype[Any]]
 NGFF = "0.5"
 LABEL_GROUP = "labels/instances"
+STRIP = 256
+"""Rows of a pyramid level that are made at once."""
 
 
 @dataclass(frozen=True)
@@ -239,9 +241,18 @@ def halve_mean(pixels: Array) -> Array:
 
     A ragged last row or column is averaged with itself.
     """
+    channels, height, width = pixels.shape
+    halved = np.empty((channels, -(-height // 2), -(-width // 2)), pixels.dtype)
+    for row in range(0, halved.shape[1], STRIP):  # the sums are wider than the pixels
+        strip = pixels[:, 2 * row : 2 * (row + STRIP)]
+        halved[:, row : row + STRIP] = _halve_strip(strip)
+    return halved
+
+
+def _halve_strip(pixels: Array) -> Array:
     height, width = pixels.shape[-2:]
     even = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
-    wide = even.astype(np.float64 if pixels.dtype.kind == "f" else np.uint64)
+    wide = even.astype(np.float64 if pixels.dtype.kind == "f" else np.uint32)
     total = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
     if pixels.dtype.kind == "f":
         return (total / 4).astype(pixels.dtype)
