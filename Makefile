@@ -1,10 +1,11 @@
 # make demo: segment a real image and a made one.   make test: run the tests.   make check: format, lint, types.
+# make docs: write what is written from the settings (schema, default.yaml, docs/settings.md).
 # Each makes .venv on first use, from nothing but Python 3.11 or newer and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs format clean
 
 demo: .venv/demo.done
 	$(BIN)/segpipe demo
@@ -19,6 +20,9 @@ check: .venv/test.done
 	$(BIN)/lint-imports
 	$(BIN)/snakefmt --check Snakefile workflows
 	$(BIN)/snakemake --lint
+
+docs: .venv/test.done
+	$(BIN)/python -m segpipe.settings_docs
 
 format: .venv/test.done
 	$(BIN)/ruff format .

@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from segpipe.errors import SettingsError
 from segpipe.settings import (
-    KNOWN_KEYS,
-    PROJECT_KEYS,
-    Project,
     Settings,
-    default_yaml,
     load_project,
     load_settings,
     parse_project,
@@ -93,20 +88,6 @@ def test_an_empty_file_means_the_defaults_and_a_missing_one_is_an_error(tmp_path
         load_settings(tmp_path / "none.yaml")
     with pytest.raises(SettingsError, match=r"is not SECTION\.KEY=VALUE"):
         load_settings(None, ["region=4"])
-
-
-def test_default_yaml_holds_every_key_once_and_is_the_file_in_configs():
-    loaded = yaml.safe_load(default_yaml())
-    keys = [
-        f"{section}.{key}"
-        for section, inner in loaded.items()
-        for key in (inner if section in Settings.model_fields else [])
-    ]
-    assert sorted(keys) == sorted(KNOWN_KEYS)
-    assert set(loaded) == {*PROJECT_KEYS, *Settings.model_fields}
-    assert parse_project(loaded) == Project()
-    written = Path(__file__).parents[1] / "configs" / "default.yaml"
-    assert written.read_text() == default_yaml()
 
 
 def test_project_keys_stand_beside_the_sections(tmp_path):

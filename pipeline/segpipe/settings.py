@@ -1,7 +1,7 @@
 """Settings: YAML and KEY=VALUE become one frozen, checked tree, once.
 
-Every key is described here and nowhere else; `configs/default.yaml` is written from this module, and
-a test holds them together.
+Every key is described here and nowhere else; `segpipe.settings_docs` writes from these descriptions
+what people and editors read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from segpipe.backend import OPENVINO
 from segpipe.errors import SettingsError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+FromZero = Annotated[int, Field(ge=0)]
 AUTO = "auto"
 
 
@@ -55,7 +56,13 @@ def _as_numbers(value: Any) -> Any:
     return tuple(several)
 
 
-_Numbers = tuple[int, ...]
+# What YAML may hold for these, for the schema: their validators make tuples and paths of it.
+_Numbers = FromZero | Annotated[list[FromZero], Field(min_length=1)]
+_NAMES = BeforeValidator(_as_names, json_schema_input_type=str | int | list[str | int])
+_Z = BeforeValidator(_as_numbers, json_schema_input_type=Literal["each", "max"] | _Numbers | None)
+_EACH = BeforeValidator(_as_numbers, json_schema_input_type=Literal["each"] | _Numbers | None)
+_PATHS = BeforeValidator(_as_paths, json_schema_input_type=Path | list[Path])
+_PATH = BeforeValidator(_as_path, json_schema_input_type=Path)
 
 
 class _Section(BaseModel):
@@ -72,7 +79,7 @@ class TileSettings(_Section):
         ge=16,
         description="pixels of a shard and unit of work; null: 2048 on CPU, 4096 on GPU",
     )
-    channel: Annotated[tuple[str, ...], BeforeValidator(_as_names)] | None = Field(
+    channel: Annotated[tuple[str, ...], _NAMES] | None = Field(
         None, description="channels for the model, by name or number from 0; null: all of them"
     )
     pixel_size_um: float | None = Field(
@@ -81,14 +88,14 @@ class TileSettings(_Section):
         lt=1e6,
         description="size of a pixel in um where the file does not say or is wrong",
     )
-    z: Annotated[Literal["each", "max"] | _Numbers | None, BeforeValidator(_as_numbers)] = Field(
+    z: Annotated[Literal["each", "max"] | tuple[int, ...] | None, _Z] = Field(
         None,
         description="z planes: each, max (projection) or numbers from 0; null: a stack is refused",
     )
-    t: Annotated[Literal["each"] | _Numbers | None, BeforeValidator(_as_numbers)] = Field(
+    t: Annotated[Literal["each"] | tuple[int, ...] | None, _EACH] = Field(
         None, description="time points: each, or numbers from 0; null: a series is refused"
     )
-    scene: Annotated[Literal["each"] | _Numbers | None, BeforeValidator(_as_numbers)] = Field(
+    scene: Annotated[Literal["each"] | tuple[int, ...] | None, _EACH] = Field(
         None, description="scenes of a file: each, or numbers from 0; null: several are refused"
     )
     pages: Literal["z", "t", "channel"] | None = Field(
@@ -206,10 +213,10 @@ class Settings(_Section):
 class Project(Settings):
     """A project's YAML: what to work on at the top, beside the sections of the settings; frozen."""
 
-    input: Annotated[tuple[Path, ...], BeforeValidator(_as_paths)] | None = Field(
+    input: Annotated[tuple[Path, ...], _PATHS] | None = Field(
         None, description="an image or a folder that is searched for them, or a list of these"
     )
-    output: Annotated[Path, BeforeValidator(_as_path)] | None = Field(
+    output: Annotated[Path, _PATH] | None = Field(
         None, description="folder of the results; made if need be"
     )
     model: str | None = Field(None, description="the same as infer.model: give one of them")
@@ -370,36 +377,11 @@ def _same_key(dotted: str) -> list[str]:
     return [known for known in KNOWN_KEYS if known.split(".")[1] == dotted.rpartition(".")[2]]
 
 
-def _describe() -> Iterator[tuple[str, str, str, Any]]:
+def _all_keys() -> Iterator[str]:
     for section, field in Settings.model_fields.items():
         model = field.annotation
         assert isinstance(model, type) and issubclass(model, _Section)  # noqa: S101 for mypy
-        for key, inner in model.model_fields.items():
-            yield section, key, inner.description or "", inner.default
+        yield from (f"{section}.{key}" for key in model.model_fields)
 
 
-KNOWN_KEYS: tuple[str, ...] = tuple(f"{section}.{key}" for section, key, _, _ in _describe())
-
-
-def default_yaml() -> str:
-    """All settings with their defaults and a comment each: the text of `configs/default.yaml`."""
-    lines = [
-        "# Every setting once, with its default. Copy what you change into a YAML of your own.",
-        "",
-        "# What to work on; the command line wins. Paths are relative to the current folder.",
-    ]
-    for key in PROJECT_KEYS:
-        field = Project.model_fields[key]
-        lines.append(_line(key, field.default, field.description))
-    last = ""
-    for section, key, description, default in _describe():
-        if section != last:
-            lines += ["", f"{section}:"]
-            last = section
-        lines.append("  " + _line(key, default, description))
-    return "\n".join(lines) + "\n"
-
-
-def _line(key: str, default: Any, description: str | None) -> str:
-    value = yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
-    return f"{f'{key}: {value}':<32}# {description}"
+KNOWN_KEYS: tuple[str, ...] = tuple(_all_keys())
