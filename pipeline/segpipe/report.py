@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from segpipe.results import ImageResult
 from segpipe.settings import Settings
 from segpipe.stages.image import Image
 
-LIBRARIES = ("torch", "numpy", "zarr", "tifffile", "numba", "connected-components-3d", "dask")
+LIBRARIES = ("torch", "openvino", "numpy", "scipy", "numba", "zarr", "tifffile", "dask")
+"""Of which the versions are told: dependencies of every installation, or left out where lacking."""
 
 
 def write_run_json(
@@ -36,13 +38,22 @@ def write_run_json(
                 "segpipe": __version__,
                 "python": sys.version.split()[0],
                 "platform": platform.platform(),
-                "libraries": {name: metadata.version(name) for name in LIBRARIES},
+                "libraries": library_versions(),
                 "seconds": None if seconds is None else round(seconds, 3),
                 "settings": settings.model_dump(mode="json"),
                 "failed": sorted(name for name, one in images.items() if one["status"] == "failed"),
                 "images": dict(sorted(images.items())),
             },
         )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of those LIBRARIES that are installed."""
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _still_true(
