@@ -22,7 +22,6 @@ from uuid import uuid4
 
 from segpipe.backlog import Backlog
 from segpipe.errors import ModelError, SegpipeError, SettingsError, Stopped
-from segpipe.machine import default_workers
 
 log = logging.getLogger(__name__)
 
@@ -301,9 +300,7 @@ def gpu_index() -> int:
 
 
 @contextlib.contextmanager
-def open_engine(
-    kind: str, workers: int | None, attempts: int, bytes_per_worker: int, gpus: int = 0
-) -> Iterator[Engine]:
+def open_engine(kind: str, workers: int, attempts: int, gpus: int = 0) -> Iterator[Engine]:
     """An engine for as long as the block lasts.
 
     Raises
@@ -317,7 +314,7 @@ def open_engine(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ports and such: nothing the user can act on
         try:
-            engine = LocalEngine(workers or default_workers(bytes_per_worker), attempts, gpus)
+            engine = LocalEngine(workers, attempts, gpus)
         except RuntimeError as error:
             raise SettingsError(
                 f"processes cannot be started ({' '.join(str(error).split())}); in a script, call "

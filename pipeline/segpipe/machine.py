@@ -35,6 +35,6 @@ def usable_memory_bytes() -> int:
     return available
 
 
-def default_workers(bytes_per_worker: int) -> int:
-    """Processes that cores and memory allow. The number cannot change a result."""
-    return max(1, min(usable_cores(), usable_memory_bytes() // bytes_per_worker))
+def default_workers(bytes_per_worker: int, client_bytes: int = 0) -> int:
+    """Processes that cores and memory allow beside the client. Their number cannot change a result."""
+    return max(1, min(usable_cores(), (usable_memory_bytes() - client_bytes) // bytes_per_worker))

@@ -28,8 +28,6 @@ from segpipe.stages.image import (
     settings_digest,
 )
 
-BYTES_PER_WORKER = 2_000_000_000
-"""Memory to reckon with for each process when their number is chosen."""
 FLUORESCENCE = "nuclei-fluorescence"
 AUTO_MODELS = (FLUORESCENCE,)
 """The shipped models among which `auto` chooses."""
@@ -53,7 +51,7 @@ class Prepared:
         per_pixel = (
             size * image.layout.shape[0] * 4 / 3  # the image and its pyramid
             + len(image.model.card.outputs)  # probabilities
-            + 4  # seeds
+            + 1  # runs of seeds, in records
             + 4 * 4 / 3  # labels and their pyramid
         )
         return int(height * width * per_pixel)

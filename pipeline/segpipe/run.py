@@ -14,10 +14,10 @@ from typing import Any
 
 from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine
 from segpipe.errors import BusyError, InputError, SegpipeError, Stopped
+from segpipe.footprint import check_device, choose_processes
 from segpipe.inputs import Input, find_inputs
 from segpipe.jobs import read_job, write_job
-from segpipe.machine import usable_cores
-from segpipe.prepare import BYTES_PER_WORKER, Prepared, prepare, writable_folder
+from segpipe.prepare import Prepared, prepare, writable_folder
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
 from segpipe.report import entry_of, write_run_json
@@ -37,9 +37,6 @@ from segpipe.stopping import Stop, stop_on_signals
 from segpipe.verifying import remove_damaged
 
 log = logging.getLogger(__name__)
-
-SMALL_JOB_PIXELS = 6_000_000
-"""Below this, starting processes takes longer than the work."""
 
 
 def predict(
@@ -82,7 +79,7 @@ def predict(
     settings = settings or Settings()
     folder = writable_folder(Path(out))
     if "infer" in stages and settings.infer.device not in ("auto", "cpu"):
-        _gpu_count(settings.infer.device)  # not here: said before the plan is written
+        check_device(settings.infer.device)  # not here: said before the plan is written
     search = find_inputs([Path(path) for path in inputs], folder, settings.tile)
     planes = [one.source for one in search if one.plane != THE_PLANE]
     if planes:
@@ -243,19 +240,15 @@ def _run_all(
     for image, needed in todo:
         for stage in needed:
             pixels[stage] = pixels.get(stage, 0) + image.layout.plane[0] * image.layout.plane[1]
-    choice = settings.engine
-    workers = choice.workers or usable_cores()
-    kind = choice.kind
-    if kind == "auto":
-        small = max(pixels.values()) < SMALL_JOB_PIXELS and (choice.workers is None or in_job)
-        kind = "serial" if small or workers == 1 else "local"
-    gpus = _gpu_count(settings.infer.device) if "infer" in pixels else 0
+    processes = choose_processes(todo, settings, in_job=in_job)
     results = []
     with (
         closing_input(),
         stop_on_signals() as stop,
         ProgressBar(pixels) as bar,
-        open_engine(kind, choice.workers, choice.attempts, BYTES_PER_WORKER, gpus) as engine,
+        open_engine(
+            processes.kind, processes.workers, settings.engine.attempts, processes.gpus
+        ) as engine,
     ):
         stop.watch(engine)
         in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers
@@ -275,12 +268,6 @@ def _run_all(
                     future.cancel()
                 raise
     return results
-
-
-def _gpu_count(device: str) -> int:
-    from segpipe.segmenter import gpu_count
-
-    return gpu_count(device)
 
 
 def _run_image(

@@ -252,11 +252,13 @@ def halve_mean(pixels: Array) -> Array:
 def _halve_strip(pixels: Array) -> Array:
     height, width = pixels.shape[-2:]
     even = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
-    wide = even.astype(np.float64 if pixels.dtype.kind == "f" else np.uint32)
-    total = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
+    wide: Array = even.astype(np.float64 if pixels.dtype.kind == "f" else np.uint32)
+    total: Array = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
     if pixels.dtype.kind == "f":
-        return (total / 4).astype(pixels.dtype)
-    return ((total + 2) // 4).astype(pixels.dtype)
+        total /= 4
+    else:
+        total = (total + 2) // 4
+    return total.astype(pixels.dtype)
 
 
 def halve_nearest(labels: Array) -> Array:

@@ -120,7 +120,7 @@ def run_stage(folder: Path, gigapixels: float, stage: str, workers: int) -> None
 
     image = image_of(folder, gigapixels)
     started = time.perf_counter()
-    with open_engine("local", workers, 1, 2**30) as engine:
+    with open_engine("local", workers, 1) as engine:
         getattr(import_module(f"segpipe.stages.{stage}"), stage)(image, engine, Silent())
     seconds = time.perf_counter() - started
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

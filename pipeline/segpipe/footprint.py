@@ -1,0 +1,163 @@
+"""Memory that the processes of a job will take, from what they hold, and how many there may be.
+
+    worker   libraries, the network's activations, and arrays of one region
+    client   libraries, the scheduler, and some bands of the table; without workers it does their part
+
+Memory grows with regions, windows and channels, and not with images. `tests/benchmarks/plan.py`
+compares it with what jobs take: within 20 %.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segpipe.backend import EAGER, OPENVINO
+from segpipe.machine import default_workers, usable_cores
+from segpipe.models.modelfile import read_card
+from segpipe.settings import Settings
+from segpipe.stages.image import STAGES, Image
+
+if TYPE_CHECKING:
+    from segpipe.models.cost import Cost
+
+WORKER_BYTES = {OPENVINO: 410_000_000, EAGER: 355_000_000}
+"""Of a worker that has run all stages, besides arrays: interpreter, libraries, compiled loops. Fitted,
+as the other constants here, to peaks such as `tests/benchmarks/plan.py` prints."""
+CLIENT_BYTES = 370_000_000
+CLIENT_ALONE_BYTES = 60_000_000
+"""What a process without workers holds besides what a worker does."""
+ACTIVATION_SHARE = {OPENVINO: 0.8, EAGER: 1.95}
+"""Memory that a backend takes for activations, of what they are: OpenVINO joins arrays in place,
+torch leaves gaps between those that it frees."""
+STITCH_BYTES_PER_PIXEL = 5.3
+"""Of a region with its halo: labels and probabilities."""
+COPIES = 3
+"""Of a region's pixels: as they are read, as the pyramid is made of them, encoded."""
+SMALL_JOB_PIXELS = 6_000_000
+"""Below this, starting processes takes longer than the work."""
+DECODED_WHOLE = frozenset({".png", ".jpg", ".jpeg"})
+
+
+def window_cost(image: Image) -> Cost:
+    """What one call of the network takes on the windows of this image."""
+    plan = image.plan
+    folded = plan.backend == OPENVINO
+    return _cost(image.model.path, image.model.hash, image.tiles.window_shape, plan.batch, folded)
+
+
+@functools.lru_cache(maxsize=256)
+def _cost(path: Path, _hash: str, window: tuple[int, int], batch: int, folded: bool) -> Cost:
+    from segpipe.models.cost import forward_cost  # torch: a second
+
+    return forward_cost(read_card(path), window, batch, folded=folded)
+
+
+def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
+    """Memory of a worker that does these stages of an image on the CPU, at its peak.
+
+    The resident set without pages of files, as `segpipe.usage` measures it.
+    """
+    layout, plan = image.layout, image.plan
+    size = np.dtype(layout.dtype).itemsize
+    pixels = math.prod(image.grid.shard)
+    inferring = 0.0
+    if "infer" in stages:
+        cost = window_cost(image)
+        inferring += ACTIVATION_SHARE[plan.backend] * cost.activation_bytes + 2 * cost.weight_bytes
+        inferring += pixels * (size * len(layout.channels) + len(image.model.card.outputs))
+    stitching = STITCH_BYTES_PER_PIXEL * math.prod(image.label_grid.shard)
+    tiling = COPIES * size * layout.shape[0] * pixels
+    if image.source.suffix.lower() in DECODED_WHOLE:
+        tiling += math.prod(layout.shape) * size
+    return int(WORKER_BYTES[plan.backend] + max(inferring + stitching, tiling))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who does a job: this process alone (`serial`), or workers, and one process more per GPU."""
+
+    kind: str
+    workers: int
+    gpus: int
+
+
+def choose_processes(
+    todo: Sequence[tuple[Image, Sequence[str]]], settings: Settings, *, in_job: bool = False
+) -> Processes:
+    """The processes for a job; their number cannot change a result.
+
+    Parameters
+    ----------
+    todo
+        Images, and which stages are to be done of each.
+    in_job
+        Whether this is a job of the workflow, which is told its number of cores.
+
+    Raises
+    ------
+    SettingsError
+        When the device is not there.
+    """
+    choice = settings.engine
+    pixels = dict.fromkeys(STAGES, 0)
+    for image, stages in todo:
+        for stage in stages:
+            pixels[stage] += math.prod(image.layout.plane)
+    gpus = check_device(settings.infer.device) if pixels["infer"] else 0
+    kind = choice.kind
+    if kind == "auto":
+        small = max(pixels.values()) < SMALL_JOB_PIXELS and (choice.workers is None or in_job)
+        single = (choice.workers or usable_cores()) == 1
+        kind = "serial" if small or single else "local"
+    if kind == "serial":
+        return Processes(kind, 1, gpus)
+    workers = choice.workers
+    if workers is None:
+        largest = max(
+            worker_bytes(image, () if gpus else stages) for image, stages in distinct(todo)
+        )
+        workers = default_workers(largest, CLIENT_BYTES)
+    return Processes(kind, workers, gpus)
+
+
+def check_device(device: str) -> int:
+    """How many GPUs are to be used.
+
+    Raises
+    ------
+    SettingsError
+        When the device is not there.
+    """
+    from segpipe.segmenter import gpu_count  # torch
+
+    return gpu_count(device)
+
+
+def distinct(todo: Sequence[tuple[Image, Sequence[str]]]) -> list[tuple[Image, Sequence[str]]]:
+    """One of each kind of images that take the same memory: a folder may hold many thousands."""
+    kinds = {
+        (
+            image.grid.shard,
+            image.label_grid.shard,
+            image.layout.shape if image.source.suffix.lower() in DECODED_WHOLE else None,
+            (image.layout.dtype, image.layout.shape[0], len(image.layout.channels)),
+            (image.tiles.window_shape, image.model.hash),
+            tuple(stages),
+        ): (image, stages)
+        for image, stages in todo
+    }
+    return list(kinds.values())
+
+
+def client_bytes(todo: Sequence[tuple[Image, Sequence[str]]], kind: str) -> int:
+    """Memory of the process that hands out the work, or does it all where the kind is serial."""
+    if kind == "serial":
+        return CLIENT_ALONE_BYTES + max(worker_bytes(*one) for one in distinct(todo))
+    return CLIENT_BYTES
