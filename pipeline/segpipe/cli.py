@@ -6,12 +6,15 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segpipe import __version__
 from segpipe.errors import SegpipeError, SettingsError
+
+if TYPE_CHECKING:
+    from segpipe.settings import Settings
 
 STAGES = ("tile", "infer", "stitch", "measure")
 
@@ -35,11 +38,12 @@ def main() -> None:
     \b
     segpipe demo                      see it work on images that it makes
     segpipe predict FOLDER -o OUT     segment every image in FOLDER
+    segpipe plan FOLDER               what that would take; nothing is written
     """
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that `predict` and `stage` share."""
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the job is: for `predict`, `stage` and `plan`."""
     options = [
         click.argument("inputs", nargs=-1, type=click.Path(path_type=Path)),
         click.option(
@@ -76,17 +80,23 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "point and each scene an image.",
         ),
         click.option("--pixel-size", type=float, metavar="UM", help="Size of a pixel in um."),
-        click.option("--restart", is_flag=True, help="Forget what OUT holds of these images."),
-        click.option(
-            "--verify", is_flag=True, help="First check what is finished against its checksums."
-        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command
 
 
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How it goes on: for `predict` and `stage`."""
+    restart = click.option("--restart", is_flag=True, help="Forget what OUT holds of these images.")
+    verify = click.option(
+        "--verify", is_flag=True, help="First check what is finished against its checksums."
+    )
+    return restart(verify(command))
+
+
 @main.command()
+@job_options
 @run_options
 def predict(**options: Any) -> None:
     """Segment images, and folders of images, into OUT.
@@ -105,6 +115,7 @@ def predict(**options: Any) -> None:
 
 @main.command()
 @click.argument("stage", type=click.Choice(STAGES))
+@job_options
 @run_options
 @click.option(
     "--job",
@@ -127,6 +138,41 @@ def stage(stage: str, job: Path | None, manifest: Path | None, **options: Any) -
     if (job is None) != (manifest is None):
         raise SettingsError("--job and --manifest go together")
     _run((stage,), job=job, manifest=manifest, **options)
+
+
+@main.command()
+@job_options
+@click.option(
+    "--sample/--no-sample",
+    default=True,
+    show_default=True,
+    help="Run parts of the images, for an estimate of time: about a minute.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Where to write it for machines."
+)  # fmt: skip
+def plan(sample: bool, json_file: Path | None, **options: Any) -> None:
+    """What predict would do, and what it needs: tiles, memory, disk, files, time.
+
+    Nothing is written into OUT; with -o, what is done there already is told.
+    Exit code 0: all inputs can be used. 1: some cannot, and are named. 2: wrong usage or settings.
+    """
+    _log_to_stderr()
+    settings, inputs, out = _load(**options)
+    from segpipe.plan import plan_job
+    from segpipe.plan_text import plan_text
+    from segpipe.prepare import writable_folder
+    from segpipe.records import write_json
+
+    log = logging.getLogger("segpipe.plan")
+    if json_file is not None:
+        writable_folder(json_file.parent)  # before a minute's work
+    found = plan_job(_named(inputs), out, settings, sampled=sample, told=log.info)
+    for line in plan_text(found):
+        click.echo(line)
+    if json_file is not None:
+        write_json(json_file, found.to_json())
+    sys.exit(1 if found.failed else 0)
 
 
 @main.command()
@@ -159,6 +205,28 @@ def workflow() -> None:
 
 def _run(
     stages: tuple[str, ...],
+    restart: bool,
+    verify: bool,
+    job: Path | None = None,
+    manifest: Path | None = None,
+    **options: Any,
+) -> None:
+    _log_to_stderr()
+    settings, given, out = _load(**options)
+    if job is not None and manifest is not None and out is not None:
+        from segpipe.run import run_job
+
+        run_job(stages[0], job, manifest, out, settings)
+        return
+    if out is None:
+        raise SettingsError("no OUT: name it by -o, or give a YAML that holds `output:` by -c")
+    from segpipe.run import predict as run
+
+    result = run(_named(given), out, settings, stages=stages, restart=restart, verify=verify)
+    sys.exit(result.exit_code)
+
+
+def _load(
     inputs: tuple[Path, ...],
     out: Path | None,
     model: str | None,
@@ -170,12 +238,8 @@ def _run(
     channels: tuple[str, ...],
     planes: str | None,
     pixel_size: float | None,
-    restart: bool,
-    verify: bool,
-    job: Path | None = None,
-    manifest: Path | None = None,
-) -> None:
-    _log_to_stderr()
+) -> tuple[Settings, tuple[Path, ...], Path | None]:
+    """Settings, inputs and OUT: from the YAML, and over it from the options."""
     from segpipe.settings import load_project
 
     if planes is not None:  # -s wins
@@ -192,20 +256,15 @@ def _run(
             "tile.pixel_size_um": pixel_size,
         },
     )
-    settings, given, out = project.settings, inputs or project.input, out or project.output
-    if job is not None and manifest is not None and out is not None:
-        from segpipe.run import run_job
+    return project.settings, inputs or project.input or (), out or project.output
 
-        run_job(stages[0], job, manifest, out, settings)
-        return
-    if not given or out is None:
-        lacking = "no INPUTS: name images or folders" if not given else "no OUT: name it by -o"
-        key = "input" if not given else "output"
-        raise SettingsError(f"{lacking}, or give a YAML that holds `{key}:` by -c")
-    from segpipe.run import predict as run
 
-    result = run(list(given), out, settings, stages=stages, restart=restart, verify=verify)
-    sys.exit(result.exit_code)
+def _named(inputs: tuple[Path, ...]) -> list[Path]:
+    if not inputs:
+        raise SettingsError(
+            "no INPUTS: name images or folders, or give a YAML that holds `input:` by -c"
+        )
+    return list(inputs)
 
 
 def _log_to_stderr() -> None:

@@ -56,11 +56,15 @@ class Prepared:
         )
         return int(height * width * per_pixel)
 
-    def file_count(self, image: Image) -> int:
-        """Files while it runs: shards, records, metadata."""
-        shards = len(Lattice(image.layout.plane, image.grid.shard))
-        seams = len(Lattice(image.layout.plane, image.label_grid.shard))
-        return int(shards * (1 + 4 / 3) + seams * (1 + 4 / 3)) + 40
+    def file_count(self, image: Image, writers: int = 1) -> int:
+        """Files while it runs: shards, metadata, and the records of so many processes."""
+        files = 25  # groups, marks of stages, manifests, tables, table and picture
+        for grid in (image.grid, image.label_grid):
+            levels = [grid.level(number) for number in range(len(grid.levels))]
+            files += sum(1 + len(Lattice(level.shape, level.shard)) for level in levels)
+            files += len(levels) * (1 + writers)  # a pass over each level, with its records
+        files += 1 + len(Lattice(image.layout.plane, image.grid.shard))  # probabilities
+        return files + 5 * (1 + 2 * writers)  # the other passes, with arrays in their records
 
 
 def writable_folder(out: Path) -> Path:

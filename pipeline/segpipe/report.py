@@ -102,3 +102,11 @@ def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
             "plan": vars(image.plan) | {"context": image.model.context},
         }
     return entry
+
+
+def bytes_text(count: float) -> str:
+    """`1.2 GB`, `12 MB`, `3 kB`."""
+    for unit, size, digits in (("GB", 1e9, 1), ("MB", 1e6, 0)):
+        if count >= size:
+            return f"{count / size:.{digits}f} {unit}"
+    return f"{count / 1e3:.0f} kB"

@@ -20,7 +20,7 @@ from segpipe.jobs import read_job, write_job
 from segpipe.prepare import Prepared, prepare, writable_folder
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
-from segpipe.report import entry_of, write_run_json
+from segpipe.report import bytes_text, entry_of, write_run_json
 from segpipe.results import ImageResult, RunResult, conclude, counted, result_of
 from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE
@@ -207,26 +207,19 @@ def _announce(
         counted(len(images), "image"),
         pixels / 1e6,
         tiles,
-        _bytes(disk),
+        bytes_text(disk),
         files,
-        _bytes(free),
+        bytes_text(free),
     )
     if disk > free:
         log.warning(
             "the disk may become full: compressed results are smaller than %s, but only %s are free",
-            _bytes(disk),
-            _bytes(free),
+            bytes_text(disk),
+            bytes_text(free),
         )
     resumed = sum(needed != list(stages) for _, needed in todo)
     if resumed:
         log.info("%d of them go on where they stopped, or redo what new settings concern", resumed)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
 
 
 def _run_all(
