@@ -87,7 +87,7 @@ def compare_times(image: Path, out: Path) -> None:
     """A line of the estimate and of the whole job."""
     plan = planned(image, "local", 2, (), sampled=True)
     usage = run(image, out, "local", 2, ())
-    assert plan.seconds is not None and plan.sample is not None  # noqa: S101 it is a new OUT
+    assert plan.seconds is not None and plan.sample is not None
     print(
         f"{'local, 2 workers':<44}{plan.seconds:>7.0f} s{usage.seconds:>7.0f} s"
         f"{usage.seconds / plan.seconds:>7.2f}   (sample: {plan.sample.seconds[1]:.0f} s)"
