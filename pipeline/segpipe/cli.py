@@ -321,6 +321,58 @@ def demo(out: Path, size: int) -> None:
     sys.exit(run_demo(out, size))
 
 
+@main.command()
+@click.option(
+    "--size",
+    type=click.IntRange(64),
+    default=4096,
+    show_default=True,
+    help="Pixels a side of the made field.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Number of processes.")
+@click.option(
+    "-m",
+    "--model",
+    default="nuclei-fluorescence",
+    metavar="NAME|FILE",
+    show_default=True,
+    help="A model of one channel.",
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where the network runs."
+)
+@click.option(
+    "-o", "--output", "told", type=click.Path(path_type=Path), help="JSON to write the figures to."
+)
+@click.option(
+    "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for predict."
+)  # fmt: skip
+def bench(
+    size: int,
+    workers: int | None,
+    model: str,
+    device: str | None,
+    told: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Measure this machine: a fixed made image through the four stages.
+
+    \b
+    seconds, CPU s   of the stage as a command, all its processes
+    start s          of that, to start: Python, processes, loading the network
+    Mpx/s            image over seconds; per core: over CPU seconds, starting left out
+    floor s, share   what cannot be done without, measured now; 100 %: nothing else is spent
+    peak MB, all MB  memory of the largest process; of all at once
+
+    Floors: tile, reading the TIFF and writing its pixels once; infer, the bare network over the same
+    windows; stitch, scipy.ndimage.label of the foreground; measure, numpy.bincount of the labels.
+    """
+    _log_to_stderr()
+    from segpipe.bench import Job, run_bench
+
+    run_bench(Job.of(size, model, workers, device, overrides), told, click.echo)
+
+
 @main.group(cls=Commands)
 def models() -> None:
     """Models: list, show, import, calibrate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 
@@ -22,7 +23,7 @@ def usable_cores() -> int:
 
 def usable_memory_bytes() -> int:
     """Memory that this process may use: what is available, and the cgroup's limit."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = memory_bytes()
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -38,3 +39,19 @@ def usable_memory_bytes() -> int:
 def default_workers(bytes_per_worker: int, client_bytes: int = 0) -> int:
     """Processes that cores and memory allow beside the client. Their number cannot change a result."""
     return max(1, min(usable_cores(), (usable_memory_bytes() - client_bytes) // bytes_per_worker))
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, used or not."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself; its architecture where it does not say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from segpipe.usage import watch
+
 PERIOD = 4096
 STAGES = ("stitch", "measure")
 
@@ -139,8 +141,6 @@ def main() -> None:
     if given.stage:
         run_stage(given.folder, given.gigapixels[0], given.stage, given.workers)
         return
-    from stages import watch
-
     print(f"{'Gpx':>6} {'stage':<8}{'s':>8}{'Mpx/s':>8}{'CPU ns/px':>11}  peak MB of each process")
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
@@ -152,7 +152,7 @@ def main() -> None:
                     *(sys.executable, __file__, "--gigapixels", str(gigapixels)),
                     *("--workers", str(given.workers), "--folder", str(folder), "--stage", stage),
                 ]
-                _, peaks, _ = watch(command)
+                peaks = watch(command).peaks_bytes
                 seconds, cpu = map(float, (folder / f"{stage}.txt").read_text().split())
                 each = ", ".join(f"{peak / 1e6:.0f}" for peak in peaks if peak > 100e6)
                 print(

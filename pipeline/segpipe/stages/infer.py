@@ -81,9 +81,18 @@ def _create(image: Image) -> None:
     create_array(image.probabilities, planes, image.grid, np.dtype(np.uint8))
 
 
+def segmenter_of(image: Image) -> Segmenter:
+    """The network of an image, loaded once per process."""
+    device = device_type(image.settings.infer.device)
+    device = f"cuda:{gpu_index()}" if device == "cuda" else device
+    # a GPU may go on with what a CPU began
+    goes_on = device != "cpu" and image.settings.infer.backend == AUTO
+    backend = EAGER if goes_on else image.plan.backend
+    return _segmenter(image.model.path, image.model.hash, device, backend, image.plan)
+
+
 @functools.lru_cache(maxsize=2)
 def _segmenter(path: Path, _hash: str, device: str, backend: str, plan: NumericPlan) -> Segmenter:
-    """The network, loaded once per process."""
     return load_segmenter(
         path,
         device,
@@ -103,13 +112,7 @@ def infer_region(work: Pass, name: str) -> dict[str, Any]:
     if all(empty[tile.index] for tile in grid.meeting(region.box)):
         work.records.add(name, clear_shard(image.probabilities, region.box), made_by=None)
         return {}
-    plan = image.plan
-    device = device_type(image.settings.infer.device)
-    device = f"cuda:{gpu_index()}" if device == "cuda" else device
-    # a GPU may go on with what a CPU began
-    goes_on = device != "cpu" and image.settings.infer.backend == AUTO
-    backend = EAGER if goes_on else plan.backend
-    segmenter = _segmenter(image.model.path, image.model.hash, device, backend, plan)
+    segmenter = segmenter_of(image)
     box = read_box_of(grid, region.box)
     block = store.read_box(image.zarr / "0", box, image.layout.channels)
     probabilities = predict_region(
