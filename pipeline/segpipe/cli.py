@@ -39,6 +39,7 @@ def main() -> None:
     segpipe demo                      see it work on images that it makes
     segpipe predict FOLDER -o OUT     segment every image in FOLDER
     segpipe plan FOLDER               what that would take; nothing is written
+    segpipe init FOLDER               write a project YAML for them
     """
 
 
@@ -292,6 +293,25 @@ def info(file: Path) -> None:
     from segpipe.describing import describe
 
     for key, value in describe(file):
+        click.echo(f"{key:<12}{value}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "path", default="segpipe.yaml", type=click.Path(path_type=Path),
+    show_default=True, help="The YAML to write.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the YAML where there is one.")
+def init(folder: Path, path: Path, force: bool) -> None:
+    """Write a commented project YAML for the images in FOLDER.
+
+    Only their headers are read. What they do not tell, such as which of several channels shows the
+    nuclei, is marked FILL IN.
+    """
+    from segpipe.project_yaml import write_project_yaml
+
+    for key, value in write_project_yaml(folder, path, force=force):
         click.echo(f"{key:<12}{value}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segpipe.errors import InputError
 from segpipe.inputs import plain_name
-from segpipe.slide import Choice, OpenFile, Plane, Scene, open_file
+from segpipe.slide import Choice, OpenFile, Scene, open_file
 from segpipe.slide.source import printable
 
 LISTED_SCENES = 12
@@ -25,7 +25,7 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
     """
     with open_file(path) as file:
         unexplained = any(scene.pages > 1 for scene in file.scenes)
-        with file.slide(_first(file)) as slide:
+        with file.slide(file.first()) as slide:
             channels, height, width = slide.shape
             size = slide.pixel_size_um
             yield "file", str(path)
@@ -59,16 +59,6 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
             }.items():
                 if several:
                     yield "", f"-s tile.{key}=[0]".ljust(23) + "these alone, counted from 0"
-
-
-def _first(file: OpenFile) -> Plane:
-    scene = file.scenes[0]
-    return Plane(
-        scene=0 if len(file.scenes) > 1 else None,
-        t=0 if scene.t > 1 else None,
-        z=0 if scene.z > 1 or scene.pages > 1 else None,
-        pages="z" if scene.pages > 1 else None,
-    )
 
 
 def _counts(scene: Scene) -> str:

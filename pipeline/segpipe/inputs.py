@@ -52,6 +52,20 @@ def find_inputs(
     SettingsError
         When a path does not exist, or no image is found.
     """
+    found = find_files(given, out)
+    tile = tile or TileSettings()
+    choice = Choice(z=tile.z, t=tile.t, scene=tile.scene, pages=tile.pages)
+    return _name(found, out, choice)
+
+
+def find_files(given: Sequence[Path], out: Path) -> list[tuple[Path, PurePosixPath]]:
+    """All image files in the given files and folders, each with its path in the folder that was given.
+
+    Raises
+    ------
+    SettingsError
+        As `find_inputs`.
+    """
     found: list[tuple[Path, PurePosixPath]] = []
     for path in given:
         if not path.exists():
@@ -70,9 +84,7 @@ def find_inputs(
         raise SettingsError(
             f"no images in {where}; looked for {' '.join(sorted(IMAGE_SUFFIXES))} .ome.zarr"
         )
-    tile = tile or TileSettings()
-    choice = Choice(z=tile.z, t=tile.t, scene=tile.scene, pages=tile.pages)
-    return _name(found, out, choice)
+    return found
 
 
 def names_in_order(out: Path) -> list[str]:

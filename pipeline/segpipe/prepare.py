@@ -28,6 +28,8 @@ from segpipe.stages.image import (
     settings_digest,
 )
 
+REGION_ON_CPU, REGION_ON_GPU = 2048, 4096
+"""Pixels a side of a region, where the settings do not say it."""
 FLUORESCENCE = "nuclei-fluorescence"
 AUTO_MODELS = (FLUORESCENCE,)
 """The shipped models among which `auto` chooses."""
@@ -153,12 +155,18 @@ class _Files:
 
 def _auto(slide: Slide, settings: Settings) -> str:
     """The shipped model for these channels."""
-    if settings.tile.channel is not None or not slide.rgb:
-        return FLUORESCENCE
-    raise InputError(
-        f"{slide.path.name}: no shipped model takes RGB images; choose one channel for "
-        f"{FLUORESCENCE} (--channel) or give your own model (--model)"
-    )
+    model = auto_model(rgb=slide.rgb and settings.tile.channel is None)
+    if model is None:
+        raise InputError(
+            f"{slide.path.name}: no shipped model takes RGB images; choose one channel for "
+            f"{FLUORESCENCE} (--channel) or give your own model (--model)"
+        )
+    return model
+
+
+def auto_model(*, rgb: bool) -> str | None:
+    """The shipped model that `auto` takes for channels that are, or are not, those of a photograph."""
+    return None if rgb else FLUORESCENCE
 
 
 def stage_digests(settings: Settings) -> dict[str, str]:
@@ -265,7 +273,8 @@ class _Plans:
         self.new = not {"batch", "region", "backend"} <= self.open.keys()
         if self.new:
             on_gpu = _on_gpu(settings)
-            sizes = {"batch": 8 if on_gpu else 1, "region": 4096 if on_gpu else 2048}
+            region = REGION_ON_GPU if on_gpu else REGION_ON_CPU
+            sizes = {"batch": 8 if on_gpu else 1, "region": region}
             self.open = sizes | {"backend": choose_backend(AUTO, on_gpu=on_gpu)} | self.open
 
     def check(self, model: Model) -> None:

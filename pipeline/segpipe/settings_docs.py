@@ -31,10 +31,11 @@ _PAGE = """\
 
 <!-- Written by `make docs` from pipeline/segpipe/settings.py; change it there. -->
 
-Every key of a project's YAML; one that is left out has its default. `-s SECTION.KEY=VALUE` sets a key
-for a run of `segpipe predict`, and `--config SECTION='{KEY: VALUE}'` for one of Snakemake. Editors with
-a YAML language server complete and check the keys where the first line names
-[the schema](../configs/schema.json), as in [default.yaml](../configs/default.yaml)."""
+Every key of a project's YAML, which `segpipe init FOLDER` starts for you; one that is left out has its
+default. `-s SECTION.KEY=VALUE` sets a key for a run of `segpipe predict`, and
+`--config SECTION='{KEY: VALUE}'` for one of Snakemake. Editors with a YAML language server complete and
+check the keys where the first line names [the schema](../configs/schema.json), as in
+[default.yaml](../configs/default.yaml)."""
 
 
 def settings_schema() -> Schema:
@@ -114,8 +115,15 @@ def setting_line(key: str, value: Any, comment: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as YAML on one line."""
-    dumped = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=2**20)
+    r"""A value as YAML on one line.
+
+    >>> print(value_text("a: b"), value_text("two\nlines"))
+    'a: b' "two\nlines"
+    """
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    dumped = yaml.safe_dump(
+        value, default_style=style, default_flow_style=True, allow_unicode=True, width=2**20
+    )
     return dumped.splitlines()[0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segpipe.slide.channels import select_channels
+from segpipe.slide.channels import list_channels, select_channels
 from segpipe.slide.omezarr import is_zarr_folder
 from segpipe.slide.planes import THE_PLANE, Choice, Plane, Scene
 from segpipe.slide.slide import (
@@ -24,6 +24,7 @@ __all__ = [
     "Slide",
     "input_fingerprint",
     "is_zarr_folder",
+    "list_channels",
     "open_file",
     "open_slide",
     "select_channels",

@@ -73,9 +73,18 @@ def _channels(count: int) -> str:
 
 
 def _listed(slide: Slide) -> str:
+    return list_channels(slide.channel_names)
+
+
+def list_channels(names: Sequence[str]) -> str:
+    """Numbers and names of channels on one line; of many, the first.
+
+    >>> list_channels(("DAPI", "1"))
+    '0 (DAPI), 1'
+    """
     listed = [
         str(number) if name == str(number) else f"{number} ({printable(name, 40)})"
-        for number, name in enumerate(slide.channel_names[:_LISTED_CHANNELS])
+        for number, name in enumerate(names[:_LISTED_CHANNELS])
     ]
-    more = len(slide.channel_names) - len(listed)
+    more = len(names) - len(listed)
     return ", ".join(listed) + (f" and {more} more" if more else "")

@@ -165,6 +165,16 @@ class OpenFile:
         """The planes that are wanted; errors as in `choose_planes`."""
         return choose_planes(self.path, self.scenes, choice)
 
+    def first(self, number: int = 0) -> Plane:
+        """The first plane of a scene; pages without a stated meaning are taken for planes."""
+        scene = self.scenes[number]
+        return Plane(
+            scene=number if len(self.scenes) > 1 else None,
+            t=0 if scene.t > 1 else None,
+            z=0 if scene.z > 1 or scene.pages > 1 else None,
+            pages="z" if scene.pages > 1 else None,
+        )
+
     def slide(self, plane: Plane = THE_PLANE) -> Slide:
         """One plane of the file; it stays readable when the file is closed.
 
