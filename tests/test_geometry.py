@@ -91,6 +91,20 @@ def test_a_small_image_gets_a_window_of_its_own_size():
     assert len(grid) == 1
 
 
+def test_two_tiles_share_an_axis_that_is_longer_than_one_core():
+    grid = TileGrid((1392, 1040), 1024, 96, 16)
+    assert grid.core_shape == (704, 528)
+    assert len(grid) == 4
+    assert TileGrid((2048, 1024), 1024, 96, 16).core_shape == (1024, 1024)
+    assert TileGrid((2049, 1025), 1024, 96, 16).core_shape == (1024, 528)
+
+
+@given(grids())
+def test_no_axis_gets_more_tiles_or_larger_cores_than_the_core_asks_for(grid):
+    for size, count, core in zip(grid.shape, grid.lattice.count, grid.core_shape, strict=True):
+        assert count == -(-size // grid.core) and core <= grid.core
+
+
 def test_boxes_move_and_grow():
     box = Box(2, 3, 5, 9)
     assert box.shape == (3, 6) and box.area == 18

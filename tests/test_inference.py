@@ -433,9 +433,9 @@ def test_skipped_tiles_are_zeros_and_cost_nothing():
 
 
 def test_an_output_that_is_not_a_number_names_the_tile(segmenter):
-    image = np.zeros((1, 40, 40))
+    image = np.zeros((1, 40, 80))
     image[0, 5, 5] = 1e300
-    grid = TileGrid((40, 40), 32, segmenter.halo, segmenter.stride)
-    box = Box(0, 0, 40, 40)
-    with pytest.raises(InputError, match=r"tile at \[0:32, 0:32\] is not a number.*1e\+300"):
+    grid = TileGrid((40, 80), 32, segmenter.halo, segmenter.stride)
+    box = Box(0, 0, 40, 80)
+    with pytest.raises(InputError, match=r"tile at \[0:20, 0:32\] is not a number.*1e\+300"):
         predict_region(image, box, grid, box, [(0, 1)], segmenter)

@@ -184,5 +184,5 @@ def test_a_picture_of_several_channels_and_a_stated_channel(tmp_path):
         [f"infer.model={threshold_model()}", "tile.channel=y", "engine.kind=serial", *SIZES[:3]],
     )
     found = plan_job([tmp_path / "a.ome.tif"], None, settings, sampled=True)
-    assert found.sample is not None and found.sample.pixels == (80 * 64, 80 * 90)
+    assert found.sample is not None and found.sample.pixels == (80 * 46, 80 * 90)
     assert "80 x 90 x 3" in "\n".join(plan_text(found))

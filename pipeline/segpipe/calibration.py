@@ -85,8 +85,7 @@ def _normalised(file: Path, card: ModelCard) -> Array:
         channels = select_channels(slide, None, len(card.channels))
         box = Box(0, 0, *slide.shape[1:])
         pixels = slide.read(box)[list(channels)]
-    grid = TileGrid(box.shape, CORE, halo=0)
-    return normalise(pixels, find_ranges(pixels, grid, card, Settings()))
+    return normalise(pixels, find_ranges(pixels, card, Settings()))
 
 
 def calibrate(segmenter: Segmenter, images: Iterable[Array]) -> Empty:

@@ -210,7 +210,8 @@ class TileGrid:
         Image height and width in pixels.
     core, halo, stride
         Pixels. The core must be a multiple of the stride. An axis shorter than the core gets a
-        core of its own length, rounded up to the stride: a function of the image's shape alone.
+        core of its own length, one shorter than two cores gets two that share it, both rounded up
+        to the stride: a function of the image's shape alone.
 
     Raises
     ------
@@ -238,8 +239,15 @@ class TileGrid:
     @property
     def core_shape(self) -> tuple[int, int]:
         """Height and width of a core."""
-        y, x = (min(self.core, ceil_to(size, self.stride)) for size in self.shape)
+        y, x = (self._along(size) for size in self.shape)
         return y, x
+
+    def _along(self, size: int) -> int:
+        if size > 2 * self.core:
+            return self.core
+        # Two tiles of a camera's 1,392 x 1,040 would otherwise be little but padding.
+        count = max(1, -(-size // self.core))
+        return min(self.core, ceil_to(-(-size // count), self.stride))
 
     @property
     def window_shape(self) -> tuple[int, int]:

@@ -73,7 +73,7 @@ def segment(
     shape = pixels.shape[1], pixels.shape[2]
     box = Box(0, 0, *shape)
     grid = TileGrid(shape, settings.tile.core, segmenter.halo, segmenter.stride)
-    ranges = find_ranges(pixels, grid, segmenter.card, settings)
+    ranges = find_ranges(pixels, segmenter.card, settings)
     empty = _empty_tiles(pixels, grid, ranges, segmenter.card, settings)
     probabilities = predict_region(
         pixels, box, grid, box, ranges, segmenter, lambda tile: bool(empty[tile.index])
@@ -121,13 +121,14 @@ def _empty_tiles(
 
 
 def find_ranges(
-    pixels: Array, grid: TileGrid, card: ModelCard, settings: Settings
+    pixels: Array, card: ModelCard, settings: Settings
 ) -> Sequence[tuple[float, float]]:
     """The intensities that become 0 and 1, per channel, as the stage `tile` finds them."""
     rule, chosen = card.normalisation, settings.infer.normalise
     if chosen is not None or rule.kind == "fixed":
         return [chosen or (rule.low, rule.high)] * len(pixels)
-    tiles = [pixels[(slice(None), *tile.keep.slices)] for tile in grid]
+    squares = Lattice((pixels.shape[1], pixels.shape[2]), (settings.tile.core,) * 2)
+    tiles = [pixels[(slice(None), *square.box.slices)] for square in squares]
     occupied = [tile for tile in tiles if percentiles.is_occupied(tile)]
     ranges = []
     for channel in range(len(pixels)):

@@ -1,8 +1,8 @@
 """Exact percentiles of an image that is never in memory: histograms of integer keys.
 
 A percentile is an order statistic, never interpolated: the smallest value that at least q per cent
-of the pixels do not exceed (R. Hyndman and Y. Fan 1996, definition 1). Pixels are counted tile by
-tile of the lattice, over occupied tiles only, so the cuts between regions do not show. A tile is
+of the pixels do not exceed (R. Hyndman and Y. Fan 1996, definition 1). Pixels are counted in
+squares of a core's size, over occupied squares only, so the cuts between regions do not show. One is
 occupied when it is not constant: the empty glass or the black rim of a mosaic says nothing about
 the stain. Counts add, so the order of tiles does not matter either.
 

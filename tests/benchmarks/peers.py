@@ -45,7 +45,6 @@ from peers_images import made_field, montage
 import segpipe
 from segpipe import load_settings
 from segpipe.evaluate import Overlaps, count_matches, split_ids
-from segpipe.geometry import TileGrid
 from segpipe.memory import find_ranges
 from segpipe.models.modelfile import find_model, read_card
 from segpipe.usage import Usage, watch
@@ -143,8 +142,7 @@ def option_of(one: Contender) -> str:
 
 def range_of(pixels: np.ndarray) -> tuple[float, float]:
     """The intensities that become 0 and 1."""
-    grid = TileGrid(pixels.shape, CORE, HALO, STRIDE)
-    return find_ranges(pixels[None], grid, read_card(find_model(MODEL)), load_settings())[0]
+    return find_ranges(pixels[None], read_card(find_model(MODEL)), load_settings())[0]
 
 
 def list_contenders(

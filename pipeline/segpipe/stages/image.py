@@ -25,7 +25,7 @@ from segpipe.store import Grid, disk_usage
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 2, "infer": 3, "stitch": 2, "measure": 1}
+VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 1}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 

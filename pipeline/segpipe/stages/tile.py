@@ -15,7 +15,7 @@ import numpy as np
 from segpipe import percentiles
 from segpipe.compute import Engine
 from segpipe.errors import InputError
-from segpipe.geometry import Box, Lattice, TileGrid
+from segpipe.geometry import Box, Lattice
 from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
 from segpipe.slide import OpenFile, Plane, Slide, open_file
@@ -153,10 +153,9 @@ def _counted(image: Image) -> bool:
 
 
 def _occupied_tiles(image: Image, box: Box, seen: Array) -> Iterator[Array]:
-    """The tiles (C, h, w) in a region that are not constant."""
-    grid = TileGrid(image.layout.plane, image.plan.core, 0, image.plan.stride)
-    for one in grid.meeting(box):
-        pixels = seen[(slice(None), *one.keep.within(box).slices)]
+    """The squares (C, h, w) of a core's size in a region that are not constant."""
+    for one in Lattice(image.layout.plane, (image.plan.core, image.plan.core)).meeting(box):
+        pixels = seen[(slice(None), *one.box.within(box).slices)]
         if percentiles.is_occupied(pixels):
             yield pixels
 
