@@ -27,18 +27,18 @@ from segpipe.stages.image import STAGES, Image
 if TYPE_CHECKING:
     from segpipe.models.cost import Cost
 
-WORKER_BYTES = {OPENVINO: 410_000_000, EAGER: 355_000_000}
+WORKER_BYTES = {OPENVINO: 410_000_000, EAGER: 430_000_000}
 """Of a worker that has run all stages, besides arrays: interpreter, libraries, compiled loops. Fitted,
 as the other constants here, to peaks such as `tests/benchmarks/plan.py` prints."""
 CLIENT_BYTES = 370_000_000
 CLIENT_ALONE_BYTES = 60_000_000
 """What a process without workers holds besides what a worker does."""
-ACTIVATION_SHARE = {OPENVINO: 0.8, EAGER: 1.95}
+ACTIVATION_SHARE = {OPENVINO: 0.8, EAGER: 1.75}
 """Memory that a backend takes for activations, of what they are: OpenVINO joins arrays in place,
 torch leaves gaps between those that it frees."""
 STITCH_BYTES_PER_PIXEL = 5.3
 """Of a region with its halo: labels and probabilities."""
-COPIES = 3
+COPIES = 3.5
 """Of a region's pixels: as they are read, as the pyramid is made of them, encoded."""
 SMALL_JOB_PIXELS = 6_000_000
 """Below this, starting processes takes longer than the work."""
@@ -73,10 +73,11 @@ def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
         inferring += ACTIVATION_SHARE[plan.backend] * cost.activation_bytes + 2 * cost.weight_bytes
         inferring += pixels * (size * len(layout.channels) + len(image.model.card.outputs))
     stitching = STITCH_BYTES_PER_PIXEL * math.prod(image.label_grid.shard)
-    tiling = COPIES * size * layout.shape[0] * pixels
+    copy = size * layout.shape[0] * pixels
+    tiling = COPIES * copy
     if image.source.suffix.lower() in DECODED_WHOLE:
         tiling += math.prod(layout.shape) * size
-    return int(WORKER_BYTES[plan.backend] + max(inferring + stitching, tiling))
+    return int(WORKER_BYTES[plan.backend] + max(copy + inferring + stitching, tiling))
 
 
 @dataclass(frozen=True)
