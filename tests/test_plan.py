@@ -106,6 +106,21 @@ def test_the_sample_says_why_it_failed(folder, tmp_path):
         )
 
 
+def test_an_image_that_cannot_be_read_is_left_out_of_the_sample(folder, tmp_path):
+    whole = (folder / "large.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    (folder / "small.tif").unlink()
+    said = []
+    settings = settings_of("engine.kind=serial")
+    images = [folder / "cut.tif", folder / "large.tif"]
+    found = plan_job(images, None, settings, sampled=True, told=said.append)
+    assert found.sample is not None and not found.failed
+    assert any("cut is left out: cut.tif: ends at byte" in line for line in said)
+    alone = plan_job(images[:1], None, settings, sampled=True)
+    assert alone.sample is None and alone.seconds is None
+    assert "time" not in "\n".join(plan_text(alone))
+
+
 def test_the_estimate_is_a_line_through_two_runs():
     usage = Usage(0, 0, (), 0)
     sample = Sample((100, 900), (12.0, 20.0), 0.001, usage, 0, 0, regions=4)

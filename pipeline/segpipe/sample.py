@@ -7,6 +7,7 @@ pass through the processes, files and settings that the job will have.
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from segpipe.errors import SegpipeError
+from segpipe.errors import InputError, SegpipeError
 from segpipe.footprint import DECODED_WHOLE, Processes, window_cost
 from segpipe.geometry import Box, Lattice
 from segpipe.results import counted
@@ -86,8 +87,8 @@ def take_sample(
     processes: Processes,
     folder: Path,
     told: Callable[[str], None],
-) -> Sample:
-    """Cut parts out of the images and run `predict` over them.
+) -> Sample | None:
+    """Cut parts out of the images and run `predict` over them; None when none can be read.
 
     Parameters
     ----------
@@ -98,17 +99,27 @@ def take_sample(
 
     Raises
     ------
-    InputError
-        When the parts cannot be read.
     SegpipeError
         When a run over them fails.
     """
-    parts = choose_parts(images, processes)
+    (folder / "in").mkdir()
+    parts: list[tuple[Image, Box]] = []
+    paths: list[Path] = []
+    reading: list[float] = []
+    for image, box in choose_parts(images, processes):
+        path = folder / "in" / f"{len(parts):03d}.ome.zarr"
+        try:
+            reading.append(_cut(image, box, path))
+        except InputError as error:
+            told(f"sample: {image.name} is left out: {error}")
+            shutil.rmtree(path)
+            continue
+        parts.append((image, box))
+        paths.append(path)
+    if not parts:
+        return None
     areas = [box.area for _, box in parts]
     told(f"sample: {sum(areas) / 1e6:.1f} Mpx of {counted(len(parts), 'image')}")
-    (folder / "in").mkdir()
-    paths = [folder / "in" / f"{number:03d}.ome.zarr" for number in range(len(parts))]
-    reading = [_cut(*part, path) for part, path in zip(parts, paths, strict=True)]
     few = max(1, int(SMALLEST * len(parts)))
     first, pixels = paths[:few], sum(areas[:few])
     if len(parts) == 1:
