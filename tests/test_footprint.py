@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from fields import SIZES, nuclei
 from segpipe import footprint
 from segpipe.inputs import find_inputs
 from segpipe.models.card import parse_card
-from segpipe.models.cost import _LiveTensors, forward_cost
+from segpipe.models.cost import LiveTensors, activation_bytes, count_operations, weight_bytes
 from segpipe.models.modelfile import find_model, model_geometry, read_card
 from segpipe.models.network import build_network
 from segpipe.prepare import prepare
@@ -52,43 +53,47 @@ def test_operations_are_those_of_the_convolutions_as_they_run(padding):
     halo = model_geometry(card).halo
     size = 124 if padding == "valid" else 120
     with torch.inference_mode():
-        network.forward_core(torch.zeros(2, 2, size, size), halo)
-    cost = forward_cost(card, (size, size), 2, folded=False)
-    assert cost.operations == counted
+        network.forward_core(torch.zeros(1, 2, size, size), halo)
+    assert count_operations(card, (size, size), halo) == counted
     weights = sum(one.nbytes for one in network.state_dict().values())
-    assert cost.weight_bytes == weights
+    assert weight_bytes(card) == weights
 
 
 def test_tensors_count_until_nothing_needs_them():
+    live = LiveTensors()
+
+    def layer(inputs, output):
+        live.see(nn.Identity(), [inputs], output)
+        return output
+
     first = torch.empty(MB, dtype=torch.uint8, device="meta")
-    with _LiveTensors() as live:
-        second = first + 1
-        third = second + 1  # two at once
-        del second
-        fourth = third + 1  # two
-        third.add_(1)  # in place
-        view = fourth[:10]
-        del third, fourth
-        fifth = view + 1  # what a view shows is still there
-        del view, fifth
-    assert live.peak_bytes == 2 * MB
-    with _LiveTensors() as live:
-        several = [first + number for number in range(5)]
-    assert live.peak_bytes == len(several) * MB
+    second = layer(first, first + 1)  # two at once
+    third = layer(second, second + 1)  # three
+    del first, second
+    fourth = layer(third, third + 1)  # two
+    layer(fourth, fourth.add_(1))  # in place
+    view = fourth[:10]
+    del third, fourth
+    fifth = layer(view, view + 1)  # what a view shows is still there
+    assert live.peak_bytes == 3 * MB
+    del view
+    joined = torch.cat([fifth, torch.empty(5 * MB, dtype=torch.uint8, device="meta")])
+    layer(joined, joined)  # no layer made it, but one reads it
+    assert live.peak_bytes == joined.nbytes + fifth.nbytes
 
 
 def test_activations_grow_with_the_window_and_the_batch_and_less_where_norms_are_folded():
     card = read_card(find_model("nuclei-fluorescence"))
-    one = forward_cost(card, (704, 704), 1, folded=False)
-    four = forward_cost(card, (704, 704), 4, folded=False)
-    large = forward_cost(card, (1216, 1216), 1, folded=False)
-    folded = forward_cost(card, (1216, 1216), 1, folded=True)
-    assert four.activation_bytes == 4 * one.activation_bytes
-    assert four.operations == 4 * one.operations
-    assert large.activation_bytes > (1024 / 512) ** 2 * 0.8 * one.activation_bytes
-    assert folded.activation_bytes < large.activation_bytes
+    halo = model_geometry(card).halo
+
+    def taken(core, batch=1, *, folded=False):
+        return activation_bytes(card, (core + 2 * halo,) * 2, halo, batch, folded=folded)
+
+    assert taken(512, 4) == 4 * taken(512)
+    assert taken(1024) > (1024 / 512) ** 2 * 0.8 * taken(512)
+    assert taken(1024, folded=True) < taken(1024)
     # At the least the top level's convolution holds what it reads and what it writes.
-    assert folded.activation_bytes > 2 * 16 * 4 * 1216 * 1216
+    assert taken(1024, folded=True) > 2 * 16 * 4 * 1216 * 1216
 
 
 @pytest.fixture
@@ -126,6 +131,7 @@ def test_processes_fit_cores_and_memory(image, monkeypatch):
 
     def chosen(images, memory, **changes):
         monkeypatch.setattr("segpipe.machine.usable_memory_bytes", lambda: memory)
+        monkeypatch.setattr(footprint, "usable_memory_bytes", lambda: memory)
         engine = settings.engine.model_copy(update=changes)
         told = settings.model_copy(update={"engine": engine})
         return footprint.choose_processes([(one, ["tile", "infer"]) for one in images], told)
@@ -138,3 +144,8 @@ def test_processes_fit_cores_and_memory(image, monkeypatch):
     assert chosen([large], 0, workers=7).workers == 7
     assert chosen([image], room) == footprint.Processes("serial", 1, 0)
     assert chosen([image], room, kind="local").kind == "local"
+    windows = large.plan.batch * math.prod(large.tiles.window_shape)
+    roomy = 2 * max(footprint.WORKER_BYTES.values()) + footprint.ROOMY_BYTES_PER_PIXEL * windows
+    assert roomy > footprint.worker_bytes(large)
+    monkeypatch.setattr(footprint, "worker_bytes", lambda *_: 1 // 0)  # not asked for
+    assert chosen([large], footprint.CLIENT_BYTES + 64 * roomy + 1).workers == 64

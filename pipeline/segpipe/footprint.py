@@ -14,18 +14,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segpipe.backend import EAGER, OPENVINO
-from segpipe.machine import default_workers, usable_cores
+from segpipe.machine import default_workers, usable_cores, usable_memory_bytes
 from segpipe.models.modelfile import read_card
 from segpipe.settings import Settings
 from segpipe.stages.image import STAGES, Image
-
-if TYPE_CHECKING:
-    from segpipe.models.cost import Cost
 
 WORKER_BYTES = {OPENVINO: 410_000_000, EAGER: 430_000_000}
 """Of a worker that has run all stages, besides arrays: interpreter, libraries, compiled loops. Fitted,
@@ -42,21 +38,28 @@ COPIES = 3.5
 """Of a region's pixels: as they are read, as the pyramid is made of them, encoded."""
 SMALL_JOB_PIXELS = 6_000_000
 """Below this, starting processes takes longer than the work."""
+ROOMY_BYTES_PER_PIXEL = 5000
+"""Of a window: more than any network of ours takes. Where there is as much for each core, what it takes
+exactly does not matter, and asking torch would be more than a second."""
 DECODED_WHOLE = frozenset({".png", ".jpg", ".jpeg"})
 
 
-def window_cost(image: Image) -> Cost:
-    """What one call of the network takes on the windows of this image."""
-    plan = image.plan
-    folded = plan.backend == OPENVINO
-    return _cost(image.model.path, image.model.hash, image.tiles.window_shape, plan.batch, folded)
+def network_bytes(image: Image) -> float:
+    """Memory of the network and of its activations on a batch of windows."""
+    model, plan = image.model, image.plan
+    window = image.tiles.window_shape
+    return _network_bytes(model.path, model.hash, window, model.halo, plan.batch, plan.backend)
 
 
 @functools.lru_cache(maxsize=256)
-def _cost(path: Path, _hash: str, window: tuple[int, int], batch: int, folded: bool) -> Cost:
-    from segpipe.models.cost import forward_cost  # torch: a second
+def _network_bytes(
+    path: Path, _hash: str, window: tuple[int, int], halo: int, batch: int, backend: str
+) -> float:
+    from segpipe.models.cost import activation_bytes, weight_bytes  # torch: seconds
 
-    return forward_cost(read_card(path), window, batch, folded=folded)
+    card = read_card(path)
+    live = activation_bytes(card, window, halo, batch, folded=backend == OPENVINO)
+    return ACTIVATION_SHARE[backend] * live + 2 * weight_bytes(card)
 
 
 def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
@@ -69,8 +72,7 @@ def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
     pixels = math.prod(image.grid.shard)
     inferring = 0.0
     if "infer" in stages:
-        cost = window_cost(image)
-        inferring += ACTIVATION_SHARE[plan.backend] * cost.activation_bytes + 2 * cost.weight_bytes
+        inferring += network_bytes(image)
         inferring += pixels * (size * len(layout.channels) + len(image.model.card.outputs))
     stitching = STITCH_BYTES_PER_PIXEL * math.prod(image.label_grid.shard)
     copy = size * layout.shape[0] * pixels
@@ -119,13 +121,14 @@ def choose_processes(
         kind = "serial" if small or single else "local"
     if kind == "serial":
         return Processes(kind, 1, gpus)
-    workers = choice.workers
-    if workers is None:
-        largest = max(
-            worker_bytes(image, () if gpus else stages) for image, stages in distinct(todo)
-        )
-        workers = default_workers(largest, CLIENT_BYTES)
-    return Processes(kind, workers, gpus)
+    if choice.workers is not None:
+        return Processes(kind, choice.workers, gpus)
+    windows = max(image.plan.batch * math.prod(image.tiles.window_shape) for image, _ in todo)
+    roomy = 2 * max(WORKER_BYTES.values()) + ROOMY_BYTES_PER_PIXEL * windows
+    if usable_memory_bytes() - CLIENT_BYTES > usable_cores() * roomy:
+        return Processes(kind, usable_cores(), gpus)
+    largest = max(worker_bytes(image, () if gpus else stages) for image, stages in distinct(todo))
+    return Processes(kind, default_workers(largest, CLIENT_BYTES), gpus)
 
 
 def check_device(device: str) -> int:

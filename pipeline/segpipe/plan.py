@@ -16,14 +16,13 @@ from segpipe.footprint import (
     choose_processes,
     client_bytes,
     distinct,
-    window_cost,
     worker_bytes,
 )
 from segpipe.inputs import find_inputs
 from segpipe.machine import usable_memory_bytes
 from segpipe.prepare import Prepared, prepare
 from segpipe.run import stages_to_run
-from segpipe.sample import Sample, region_count, take_sample
+from segpipe.sample import Sample, region_count, take_sample, window_operations
 from segpipe.settings import Settings
 from segpipe.stages.image import STAGES, Image, Model, NumericPlan
 
@@ -215,7 +214,6 @@ def _plan_image(
 ) -> ImagePlan:
     grid = image.tiles
     tiles = prepared.tiles(image)
-    cost = window_cost(image)
     through = tiles * math.prod(grid.window_shape)
     return ImagePlan(
         name=image.name,
@@ -229,7 +227,7 @@ def _plan_image(
         tiles=tiles,
         window=grid.window_shape,
         useful_share=math.prod(image.layout.plane) / through,
-        operations=cost.operations * tiles // image.plan.batch,
+        operations=window_operations(image) * tiles,
         worker_bytes=worker_bytes(image),
         disk_bytes=prepared.disk_bytes(image),
         files=prepared.file_count(image, workers),

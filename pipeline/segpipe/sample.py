@@ -6,6 +6,7 @@ pass through the processes, files and settings that the job will have.
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import subprocess
@@ -20,8 +21,9 @@ import numpy as np
 import yaml
 
 from segpipe.errors import InputError, SegpipeError
-from segpipe.footprint import DECODED_WHOLE, Processes, window_cost
+from segpipe.footprint import DECODED_WHOLE, Processes
 from segpipe.geometry import Box, Lattice
+from segpipe.models.modelfile import read_card
 from segpipe.results import counted
 from segpipe.settings import Settings
 from segpipe.slide import open_slide
@@ -149,7 +151,7 @@ def choose_parts(images: Sequence[Image], processes: Processes) -> list[tuple[Im
 
     Bounded by arithmetic: a large network gets fewer tiles.
     """
-    operations = window_cost(images[0]).operations / images[0].plan.batch
+    operations = window_operations(images[0])
     workers = max(processes.workers, processes.gpus)
     tiles = int(min(MOST_TILES, max(1, OPERATIONS * workers / operations)))
     count = min(len(images), MOST_IMAGES, tiles)
@@ -183,6 +185,19 @@ def _inner(image: Image, box: Box) -> Box:
             box.y0, box.x0, box.y1, box.x0 + max(1, int(SMALLEST * width / core[1])) * core[1]
         )
     return Box(box.y0, box.x0, box.y0 + -(-height // 8), box.x1)
+
+
+def window_operations(image: Image) -> int:
+    """Floating-point operations of the network for one window of this image."""
+    model = image.model
+    return _operations(model.path, model.hash, image.tiles.window_shape, model.halo)
+
+
+@functools.lru_cache(maxsize=256)
+def _operations(path: Path, _hash: str, window: tuple[int, int], halo: int) -> int:
+    from segpipe.models.cost import count_operations  # torch: seconds
+
+    return count_operations(read_card(path), window, halo)
 
 
 def region_count(image: Image, shape: tuple[int, int]) -> int:

@@ -7,64 +7,72 @@ is computed and a new architecture needs no table.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from segpipe.models.card import ModelCard
-from segpipe.models.modelfile import model_geometry
 from segpipe.models.network import Network, build_network
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one call of a network, with one batch.
-
-    operations
-        Floating-point operations of convolutions, a multiplication and an addition counting as two.
-    activation_bytes
-        The most that its tensors in float32 hold at once, each counted until nothing needs it; the
-        windows and the weights not counted.
-    weight_bytes
-        Of the weights in float32.
-    """
-
-    operations: int
-    activation_bytes: int
-    weight_bytes: int
-
-
-def forward_cost(card: ModelCard, window: tuple[int, int], batch: int, *, folded: bool) -> Cost:
-    """Cost of the network's answer for the cores of `batch` windows.
+def count_operations(card: ModelCard, window: tuple[int, int], halo: int) -> int:
+    """Floating-point operations for the core of one window; multiplying and adding are two.
 
     Parameters
     ----------
     window
         Height and width in pixels, such as the network takes.
+    halo
+        Pixels on each side that are not wanted.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # torch's compiler: more than a second
+
+    network, windows = _without_data(card, window, 1)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counted:
+        network.forward_core(windows, halo)
+    return int(counted.get_total_flops())
+
+
+def activation_bytes(
+    card: ModelCard, window: tuple[int, int], halo: int, batch: int, *, folded: bool
+) -> int:
+    """The most that tensors in float32 hold at once in a call with `batch` windows.
+
+    Of what its layers read and write; each counts until nothing needs it. The windows do, weights do
+    not.
+
+    Parameters
+    ----------
+    window, halo
+        As in `count_operations`.
     folded
         Whether batch norm is part of the convolution before it, as a compiler leaves it.
     """
-    architecture = card.architecture
-    with torch.device("meta"):
-        network = build_network(
-            architecture.name, architecture.parameters, len(card.channels), len(card.outputs)
-        ).eval()
-        if folded:
-            _fold_norms(network)
-        windows = torch.empty(batch, len(card.channels), *window)
-    halo = model_geometry(card).halo
+    network, windows = _without_data(card, window, batch)
+    if folded:
+        _fold_norms(network)
+    live = LiveTensors()
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(live.see)
     with torch.inference_mode():
-        with _LiveTensors() as live:
-            network.forward_core(windows, halo)
-        with FlopCounterMode(display=False) as counted:
-            network.forward_core(windows, halo)
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    return Cost(counted.get_total_flops(), live.peak_bytes, weights)
+        network.forward_core(windows, halo)
+    return live.peak_bytes
+
+
+def weight_bytes(card: ModelCard) -> int:
+    """Of the weights in float32."""
+    network, _ = _without_data(card, (1, 1), 1)
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
+
+
+def _without_data(card: ModelCard, window: tuple[int, int], batch: int) -> tuple[Network, Tensor]:
+    name, parameters = card.architecture.name, card.architecture.parameters
+    with torch.device("meta"):
+        network = build_network(name, parameters, len(card.channels), len(card.outputs)).eval()
+        return network, torch.empty(batch, len(card.channels), *window)
 
 
 def _fold_norms(network: Network) -> None:
@@ -74,28 +82,21 @@ def _fold_norms(network: Network) -> None:
                 setattr(module, name, nn.Identity())
 
 
-class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, until each is freed."""
+class LiveTensors:
+    """Counts bytes of the tensors that layers read and write, until each is freed.
+
+    `see` is a forward hook. What is no layer, such as a concatenation, is seen as the next one's input.
+    """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         self._bytes = 0
         self._seen: dict[int, int] = {}
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        several = result if isinstance(result, tuple | list) else [result]
-        for tensor in several:
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return result
+    def see(self, _module: nn.Module, inputs: Iterable[Any], output: Any) -> None:
+        """Count what is new."""
+        for tensor in (*inputs, output):
+            self._count(tensor.untyped_storage())
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
