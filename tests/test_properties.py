@@ -23,9 +23,12 @@ def ids_by_seed(labels, rng):
 
 @settings(deadline=None)
 @given(
-    st.integers(0, 2**32 - 1), st.tuples(st.integers(1, 60), st.integers(1, 60)), st.integers(3, 70)
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.integers(3, 70),
+    st.sampled_from([1, 3, 1000]),
 )
-def test_any_cut_gives_the_table_that_scikit_image_measures(seed, shape, cell):
+def test_any_cut_gives_the_table_that_scikit_image_measures(seed, shape, cell, most):
     rng = np.random.default_rng(seed)
     blobs = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5) > 0.05
     labels, seeds = ids_by_seed(ndimage.label(blobs)[0], rng)
@@ -43,14 +46,18 @@ def test_any_cut_gives_the_table_that_scikit_image_measures(seed, shape, cell):
         bands_of_rows(
             firsts.tolist(),
             [
-                lambda row=row: np.concatenate(
-                    [rows[lattice[row, column].name] for column in range(lattice.count[1])]
-                )
+                lambda row=row: [
+                    rows[lattice[row, column].name] for column in range(lattice.count[1])
+                ]
                 for row in range(lattice.count[0])
             ],
+            most,
         )
     )
-    merged = np.concatenate([np.zeros(0, ROW), *bands])
+    assert all(len(part) <= most for _, part in bands)
+    for band, part in bands:
+        assert ((part["id"] >= firsts[band]) & (part["id"] < firsts[band + 1])).all()
+    merged = np.concatenate([part for _, part in bands])
     np.testing.assert_array_equal(merged["id"], np.arange(1, labels.max() + 1))
     table = instance_columns(merged, shape, 0.5)
     for place, one in enumerate(regionprops(labels, foreground)):

@@ -7,7 +7,7 @@ nor the order can change a digit of the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ ROW = np.dtype(
 )
 """Sums over an object's pixels: coordinates are the image's, the foreground is 0..255, the box is
 half-open."""
+MOST_ROWS = 2**15
+"""Rows that become columns of the table at once."""
 _ADDED = ("area", "sum_y", "sum_x", "sum_foreground")
 _LEAST = ("y0", "x0")
 _MOST = ("y1", "x1")
@@ -187,29 +189,37 @@ def instance_columns(
     }
 
 
-def bands_of_rows(first_ids: Sequence[int], rows_of_band: Sequence[Any]) -> Iterator[Array]:
-    """Merged rows, one band of regions after the other, ids ascending.
+def bands_of_rows(
+    first_ids: Sequence[int],
+    rows_of_band: Sequence[Callable[[], Iterable[Array]]],
+    most: int = MOST_ROWS,
+) -> Iterator[tuple[int, Array]]:
+    """The number of a band of regions, and merged rows of its objects; ids ascending over all.
 
     Parameters
     ----------
     first_ids
         The first id that is anchored in each band, and one more than the last id of all.
     rows_of_band
-        Callables, one per band, that return the rows of its regions; each is called twice.
+        Callables, one per band, that give the rows of each of its regions, ascending; each is called
+        twice.
+    most
+        Rows at once; a band of more comes in parts, one of none as an empty part.
 
     Notes
     -----
     Ids rank the anchors of seeds in raster order, so the objects that a band anchors are one range
     of ids. What a band holds of other ranges are objects that crossed a seam, downwards, or upwards
-    when a seed grew: memory grows with one band and with those.
+    when a seed grew: memory grows with the rows of one band and with those.
     """
     strays = [np.zeros(0, ROW)]
-    for first, end, rows_of in zip(first_ids, first_ids[1:], rows_of_band, strict=False):
-        rows = rows_of()
-        strays.append(merge_rows(rows[(rows["id"] < first) | (rows["id"] >= end)]))
+    for first, end, rows_of in zip(first_ids[:-1], first_ids[1:], rows_of_band, strict=True):
+        strays += [rows[(rows["id"] < first) | (rows["id"] >= end)] for rows in rows_of()]
     crossing = merge_rows(np.concatenate(strays))
-    for first, end, rows_of in zip(first_ids, first_ids[1:], rows_of_band, strict=False):
-        rows = rows_of()
-        own = rows[(rows["id"] >= first) & (rows["id"] < end)]
-        lowest, highest = np.searchsorted(crossing["id"], [first, end])
-        yield merge_rows(np.concatenate([own, crossing[lowest:highest]]))
+    for band, rows_of in enumerate(rows_of_band):
+        first, end = first_ids[band : band + 2]
+        regions = [*rows_of(), crossing]
+        for start in range(first, max(end, first + 1), most):
+            wanted = [start, min(start + most, end)]
+            parts = [rows[slice(*np.searchsorted(rows["id"], wanted))] for rows in regions]
+            yield band, merge_rows(np.concatenate(parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from segpipe.errors import SegpipeError
 from segpipe.export import parquet, preview
 from segpipe.export.drawing import contrast
 from segpipe.geometry import Box, Lattice
-from segpipe.properties import ROW, bands_of_rows, instance_columns, sum_region
+from segpipe.properties import bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
 from segpipe.slide import THE_PLANE
 from segpipe.stages.image import Image, Manifest, Progress, current_manifests, manifest_before
@@ -58,10 +58,9 @@ def _write_table(
     """Write the table band by band; the pixel (y, x) around which there are most objects."""
     image, records = run.image, run.records("sums")
 
-    def rows_of(row: int) -> Array:
-        regions = [lattice[row, column] for column in range(lattice.count[1])]
-        parts = [records.payload(found[r.name])["rows"] for r in regions if r.name in found]
-        return np.concatenate([np.zeros(0, ROW), *parts])
+    def rows_of(row: int) -> Iterator[Array]:
+        regions = (lattice[row, column] for column in range(lattice.count[1]))
+        return (records.payload(found[one.name])["rows"] for one in regions if one.name in found)
 
     first_ids: Sequence[int] = before.facts["first_ids"]
     bands = bands_of_rows(
@@ -71,7 +70,7 @@ def _write_table(
     density = np.zeros(cells, np.int64)
     written = 0
     with parquet.TableWriter(image.table, _metadata(image)) as writer:
-        for rows in bands:
+        for _, rows in bands:
             columns = instance_columns(rows, image.layout.plane, image.layout.pixel_size_um)
             writer.write(columns)
             written += len(rows)

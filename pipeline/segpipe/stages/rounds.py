@@ -9,7 +9,7 @@ last, and nothing is changed in place. At the end the last states are published.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,19 +94,20 @@ def drop_objects(run: StageRun, lattice: Lattice, states: Array, first_ids: list
         raise InputError(f"{image.name}: stitch: {run.failed[-1]['error']}")
     records = run.records("objects")
 
-    def rows_of(row: int) -> Array:
-        regions = [lattice[row, column] for column in range(lattice.count[1])]
-        return np.concatenate([records.payload(found[one.name])["rows"] for one in regions])
+    def rows_of(row: int) -> Iterator[Array]:
+        regions = (lattice[row, column] for column in range(lattice.count[1]))
+        return (records.payload(found[one.name])["rows"] for one in regions)
 
     new_ids = np.zeros(first_ids[-1], np.uint32)
-    new_firsts = [1]
+    last_ids = [0] * lattice.count[0]
+    last_id = 0
     rows_of_band = [functools.partial(rows_of, row) for row in range(lattice.count[0])]
-    for rows in bands_of_rows(first_ids, rows_of_band):
+    for band, rows in bands_of_rows(first_ids, rows_of_band):
         kept = keeps(rows, stitch.max_area, stitch.min_probability)
-        new_ids[rows["id"]] = renumber(kept, new_firsts[-1] - 1)
-        new_firsts.append(new_firsts[-1] + int(kept.sum()))
+        new_ids[rows["id"]] = renumber(kept, last_id)
+        last_ids[band] = last_id = last_id + int(kept.sum())
     np.save(image.work / "kept.npy", new_ids)
-    return new_firsts
+    return [1, *(last + 1 for last in last_ids)]
 
 
 def sum_objects(work: Pass, name: str) -> dict[str, Any]:
