@@ -7,7 +7,9 @@ in it is executed. A pickle is read only by `import_model`, as weights only.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,18 +123,23 @@ def write_model(path: Path, network: Network, card: ModelCard) -> None:
 def model_geometry(card: ModelCard) -> ModelGeometry:
     """Context, halo, stride, margin and exactness of the card's network.
 
-    Measured on its narrow twin, so it costs no more for a large model; see
-    `segpipe.models.context`.
+    Measured on its narrow twin, so it costs no more for a large model, and once per process (half a
+    second and more); see `segpipe.models.context`.
 
     Raises
     ------
     ModelError
         When the architecture is none, or its parameters are out of bounds.
     """
+    return _measured_geometry(json.dumps(card.network_arguments))
+
+
+@functools.lru_cache(maxsize=64)
+def _measured_geometry(network_arguments: str) -> ModelGeometry:
     from segpipe.models.context import measure_geometry
     from segpipe.models.network import build_twin
 
-    return measure_geometry(build_twin(*card.network_arguments))
+    return measure_geometry(build_twin(*json.loads(network_arguments)))
 
 
 def model_hash(path: Path) -> str:
