@@ -42,10 +42,15 @@ def mirror(position: int, size: int) -> int:
 
 def _mirrored_span(start: int, stop: int, size: int) -> tuple[int, int]:
     """First and one past the last pixel of range(size) that positions [start, stop) show."""
+    if size == 1:
+        return 0, 1
     if start >= 0 and stop <= size:
         return start, stop
-    shown = [mirror(position, size) for position in range(start, stop)]
-    return min(shown), max(shown) + 1
+    ends = mirror(start, size), mirror(stop - 1, size)
+    period = 2 * (size - 1)  # neighbours show neighbours, so only the turns are further out
+    first = 0 if ceil_to(start, period) < stop else min(ends)
+    last = size - 1 if ceil_to(start - size + 1, period) + size - 1 < stop else max(ends)
+    return first, last + 1
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.errors import InputError, SettingsError
-from segpipe.geometry import Box, Tile, TileGrid, mirror
+from segpipe.geometry import Box, Tile, TileGrid
 
 Pixels = NDArray[Any]
 """An array of any real dtype."""
@@ -232,6 +232,14 @@ def _mirrored_window(tile: Tile) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the image that a tile's window shows."""
     window, (height, width) = tile.window, tile.image.shape
     return (
-        np.array([mirror(y, height) for y in range(window.y0, window.y1)], np.intp),
-        np.array([mirror(x, width) for x in range(window.x0, window.x1)], np.intp),
+        mirrored(np.arange(window.y0, window.y1), height),
+        mirrored(np.arange(window.x0, window.x1), width),
     )
+
+
+def mirrored(positions: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """As `segpipe.geometry.mirror`, of many positions."""
+    if size == 1:
+        return np.zeros_like(positions)
+    places = positions % (2 * (size - 1))
+    return np.minimum(places, 2 * (size - 1) - places)
