@@ -17,11 +17,11 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -45,11 +45,10 @@ def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a file atomically; durably where its loss would cost more than doing work again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        with _created(partial) as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -59,6 +58,15 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         raise SegpipeError(f"cannot write {path}: {error.strerror or error}") from error
     if durable:
         sync_folder(path.parent)
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file, open; its folder is made if need be."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
 
 
 def read_json(path: Path) -> Any | None:
@@ -209,19 +217,25 @@ class Records:
             When they are damaged.
         """
         chosen = record.payload if names is None else {name: record.payload[name] for name in names}
-        return {name: read_piece(self.folder, piece) for name, piece in chosen.items()}
+        return dict(zip(chosen, read_pieces(self.folder, list(chosen.values())), strict=True))
 
 
-def read_piece(folder: Path, piece: Piece) -> Array:
-    """One array that a region handed on; errors as in `Records.payload`."""
-    path = folder / piece.file
-    with path.open("rb") as file:
-        file.seek(piece.offset)
-        data = file.read(piece.length)
-    if zlib.crc32(data) != piece.checksum:
-        raise SegpipeError(f"{path} is damaged at byte {piece.offset}; run again with --restart")
-    array: Array = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
+def read_pieces(folder: Path, pieces: Sequence[Piece]) -> list[Array]:
+    """Arrays that a region handed on; errors as in `Records.payload`."""
+    arrays: list[Array] = []
+    with ExitStack() as opened:
+        files: dict[str, BinaryIO] = {}
+        for piece in pieces:
+            if piece.file not in files:
+                files[piece.file] = opened.enter_context((folder / piece.file).open("rb"))
+            files[piece.file].seek(piece.offset)
+            data = files[piece.file].read(piece.length)
+            if zlib.crc32(data) != piece.checksum:
+                raise SegpipeError(
+                    f"{folder / piece.file} is damaged at byte {piece.offset}; run again with --restart"
+                )
+            arrays.append(np.load(io.BytesIO(data), allow_pickle=False))
+    return arrays
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
 import time
@@ -175,22 +176,22 @@ def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
     """
     needed = set()
     current = current_manifests(image)
+    whole = functools.cache(lambda stage: is_whole(image, stage, current.get(stage)))
     for stage in STAGES:
         manifest = current.get(stage)
-        lacks = stage != "infer" and not _has_output(image, stage)
-        if manifest is None or manifest.failed or lacks:
+        if manifest is None or manifest.failed or not (stage == "infer" or whole(stage)):
             needed.add(stage)
+    if not _has_results(image):
+        needed.add("measure")
     for stage in reversed(STAGES):
         if stage in needed:
-            needed |= {before for before in NEEDS[stage] if not is_whole(image, before)}
+            needed |= {before for before in NEEDS[stage] if not whole(before)}
     return [stage for stage in STAGES if stage in needed and stage in wanted]
 
 
-def _has_output(image: Image, stage: str) -> bool:
-    if stage != "measure":
-        return is_whole(image, stage)
-    files = [image.table] + [image.preview] * image.settings.measure.preview
-    return all(path.exists() for path in files)
+def _has_results(image: Image) -> bool:
+    """Whether the files are there that measure writes."""
+    return image.table.exists() and (image.preview.exists() or not image.settings.measure.preview)
 
 
 def _announce(

@@ -215,13 +215,16 @@ def disk_usage(path: Path) -> tuple[int, int] | None:
     """Number of shards of an array that are there, and their bytes; None when there is no array."""
     if not (path / "zarr.json").exists():
         return None
-    sizes = [
-        (Path(place) / name).stat().st_size
-        for place, _, names in os.walk(path / "c")
-        for name in names
-        if not name.endswith(".partial")
-    ]
-    return len(sizes), sum(sizes)
+    files = size = 0
+    folders = [path / "c"] if (path / "c").exists() else []
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif not entry.name.endswith(".partial"):
+                    files, size = files + 1, size + entry.stat().st_size
+    return files, size
 
 
 def sync_folder(folder: Path) -> None:

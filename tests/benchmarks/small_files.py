@@ -69,7 +69,7 @@ KINDS = {
         "segpipe.records:Records.begin",
         "segpipe.records:Records.add",
         "segpipe.records:Records.read",
-        "segpipe.records:read_piece",
+        "segpipe.records:read_pieces",
     ],
 }
 REST = "the rest"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,22 +109,22 @@ class Image:
     digests: Mapping[str, str] = field(default_factory=dict)
     """`settings_digest` of each stage, for its manifest."""
 
-    @property
+    @cached_property
     def zarr(self) -> Path:
         """The OME-Zarr: the image, later its labels."""
         return self.out / f"{self.name}.ome.zarr"
 
-    @property
+    @cached_property
     def work(self) -> Path:
         """Work arrays and records; removed by `clean`."""
         return work_folder(self.out, self.name)
 
-    @property
+    @cached_property
     def probabilities(self) -> Path:
         """(K, Y, X) uint8."""
         return self.work / "probabilities.zarr"
 
-    @property
+    @cached_property
     def labels(self) -> Path:
         """(Y, X) uint32, the finest level."""
         return self.zarr / "labels" / "instances" / "0"
@@ -142,28 +143,28 @@ class Image:
         """The array that a stage writes and others read."""
         return array_path(self.out, self.name, stage)
 
-    @property
+    @cached_property
     def tiles(self) -> TileGrid:
         """The tiles of inference."""
         return TileGrid(self.layout.plane, self.plan.core, self.plan.halo, self.plan.stride)
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         """Storage of image and probabilities."""
         return Grid.fitting(self.layout.plane, self.region, self.settings.tile.chunk)
 
-    @property
+    @cached_property
     def label_grid(self) -> Grid:
         """Storage of labels and of the seeds before them."""
         region = self.settings.stitch.region or self.region
         return Grid.fitting(self.layout.plane, region, self.settings.tile.chunk)
 
-    @property
+    @cached_property
     def decode(self) -> Decode:
         """Thresholds as bytes: from the settings, else from the model's card."""
         return decode_of(self.settings, self.model.card)
 
-    @property
+    @cached_property
     def label_lattice(self) -> Lattice:
         """The regions of stitch and measure."""
         return Lattice(self.layout.plane, self.label_grid.shard)
@@ -174,10 +175,14 @@ class Image:
 
     def fingerprint(self, stage: str) -> str:
         """Hash of what decides this stage's result besides the result of the stage before."""
+        return self._fingerprints[stage]
+
+    @cached_property
+    def _fingerprints(self) -> Mapping[str, str]:
         tile, infer, measure = self.settings.tile, self.settings.infer, self.settings.measure
         stitch = self.settings.stitch
-        own: dict[str, Callable[[], list[Any]]] = {
-            "tile": lambda: [
+        own: dict[str, list[Any]] = {
+            "tile": [
                 self.layout.source_fingerprint,
                 [tile.chunk, tile.core, self.region],
                 list(self.layout.channels),
@@ -187,16 +192,16 @@ class Image:
                 [self.plan.stride, self.plan.halo],
                 *self.plane.stated().items(),
             ],
-            "infer": lambda: [self.model.hash, vars(self.plan)],
-            "stitch": lambda: [
+            "infer": [self.model.hash, vars(self.plan)],
+            "stitch": [
                 vars(self.decode),
                 [stitch.max_hole, stitch.max_area, stitch.min_probability],
                 self.label_grid.shard,
                 self.model.card.outputs,
             ],
-            "measure": lambda: [measure.model_dump()],
+            "measure": [measure.model_dump()],
         }
-        return fingerprint(stage, VERSION[stage], own[stage]())
+        return {stage: fingerprint(stage, VERSION[stage], own[stage]) for stage in STAGES}
 
 
 @dataclass(frozen=True)
@@ -343,7 +348,7 @@ def manifest_before(image: Image, stage: str) -> Manifest:
     """
     current = current_manifests(image)
     for earlier in NEEDS[stage]:
-        if earlier not in current or not is_whole(image, earlier):
+        if not is_whole(image, earlier, current.get(earlier)):
             raise InputError(
                 f"{image.name}: {stage} needs the result of {earlier} with the same settings; "
                 f"run `segpipe stage {earlier}` first"
@@ -351,12 +356,11 @@ def manifest_before(image: Image, stage: str) -> Manifest:
     return current[STAGES[STAGES.index(stage) - 1]]
 
 
-def is_whole(image: Image, stage: str) -> bool:
+def is_whole(image: Image, stage: str, manifest: Manifest | None) -> bool:
     """Whether the stage's array is as its manifest left it: no shard is missing or torn.
 
     A shard that is absent reads as background, so it must be missed before it is read.
     """
-    manifest = Manifest.read(image.manifest_path(stage))
     return manifest is not None and has_array(manifest, image.array(stage))
 
 

@@ -20,7 +20,7 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import grow, reach
 from segpipe.properties import bands_of_rows, keeps, renumber, sum_region
-from segpipe.stages.image import Image, is_whole, remove
+from segpipe.stages.image import Image, Manifest, is_whole, remove
 from segpipe.stages.seeds import place_of, probabilities_in, seeded_field
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_array, read_box, write_shard
@@ -48,7 +48,8 @@ def grow_regions(run: StageRun, lattice: Lattice) -> Array:
     """Grow until nothing moves; for each region the round that wrote its labels last."""
     image = run.image
     published = run.folder / "publish"
-    if image.manifest_path("stitch").exists() and not is_whole(image, "stitch"):
+    told = image.manifest_path("stitch")
+    if told.exists() and not is_whole(image, "stitch", Manifest.read(told)):
         # A finished label image lost a shard: which state it held is not known, so grow again.
         for old in (published, *run.folder.glob("grow-*")):
             remove(old)

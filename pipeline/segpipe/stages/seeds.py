@@ -17,7 +17,7 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import Field
 from segpipe.holes import HoleRecord, fill_holes, label_holes
-from segpipe.records import Piece, read_piece
+from segpipe.records import Piece, read_pieces
 from segpipe.runs import Runs
 from segpipe.stages.image import Image, remove
 from segpipe.stages.stage_run import Pass, StageRun
@@ -75,7 +75,8 @@ def seeded_field(image: Image, records: Path, window: Box) -> Field:
         file, offset, length, checksum = places[place].tolist()
         if length == 0:  # it failed: nothing grows into it
             continue
-        runs = Runs.unpack(read_piece(records, Piece(file, offset, length, checksum)))
+        (packed,) = read_pieces(records, [Piece(file, offset, length, checksum)])
+        runs = Runs.unpack(packed)
         ids = _table(image.work / "seeds", place)
         runs.paint(ids, region.box.within(window), *field.inner)
     return field
