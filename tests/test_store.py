@@ -14,10 +14,11 @@ from ome_zarr_models.v05 import Image, ImageLabel
 from fields import labels_of, nuclei, run
 from segpipe.errors import SegpipeError
 from segpipe.geometry import Box, Lattice
-from segpipe.records import Records, fingerprint
+from segpipe.records import Records, fingerprint, shards_in
 from segpipe.store import (
     STRIP,
     Grid,
+    Shard,
     create_array,
     halve_mean,
     open_array,
@@ -157,8 +158,15 @@ def test_records_forget_torn_lines_other_settings_and_what_is_discarded(tmp_path
     blob.write_bytes(b"\0" * blob.stat().st_size)
     with pytest.raises(SegpipeError, match="is damaged"):
         records.payload(found["0_0"])
-    assert records.is_current() and not Records(tmp_path / "pass", "x").is_current()
-    assert not Records(tmp_path / "none", "abc").is_current()
+    assert Records(tmp_path / "pass", "x").read() == Records(tmp_path / "none", "abc").read() == {}
+
+
+def test_records_tell_what_shards_were_written(tmp_path):
+    records = Records(tmp_path / "records" / "pass", "abc", tmp_path / "a.zarr")
+    records.begin()
+    records.add("0_0", Shard(5, 7), {"rows": np.arange(3)})
+    records.add("0_1")
+    assert list(shards_in(records.folder)) == [(tmp_path / "a.zarr", "0_0", Shard(5, 7))]
 
 
 def test_fingerprints_differ_with_every_part_and_not_with_key_order():

@@ -119,26 +119,19 @@ class Records:
         Where they lie. Made, emptied and read by one process; appended to by any.
     fingerprint
         Of everything that decides the content: input, settings, model.
+    array
+        The one whose shards the records tell of, if any.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, array: Path | None = None) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
+        self.array = None if array is None else os.path.relpath(array, folder)
 
-    def is_current(self) -> bool:
-        """Whether the folder holds records under this fingerprint."""
-        state = read_json(self.folder / "pass.json")
-        return isinstance(state, dict) and state.get("fingerprint") == self.fingerprint
-
-    def begin(self, array: Path | None = None) -> None:
-        """Drop all records and start under this fingerprint; call when the arrays are made.
-
-        `array` is the one whose shards the records tell of, if any.
-        """
+    def begin(self) -> None:
+        """Drop all records, and have the folder; call when the arrays are made."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        where = None if array is None else os.path.relpath(array, self.folder)
-        state = {"fingerprint": self.fingerprint, "array": where}
-        write_json(self.folder / "pass.json", state, durable=False)  # lost: the pass begins anew
+        self.folder.mkdir(parents=True)
 
     def discard(self, regions: Collection[str]) -> None:
         """Forget regions whose shard turned out missing or torn, before they are done again.
@@ -163,7 +156,7 @@ class Records:
         """Say that a region is done; its shard must be on disk already."""
         line: dict[str, Any] = {"region": region, "facts": facts}
         if shard is not None:
-            line["shard"] = [shard.length, shard.checksum]
+            line |= {"shard": [shard.length, shard.checksum], "array": self.array}
         if payload is not None:
             name = f"{_writer_name(os.getpid())}.bin"
             pieces = {}
@@ -191,21 +184,16 @@ class Records:
     def read(self) -> dict[str, Record]:
         """The finished regions by name."""
         found: dict[str, Record] = {}
-        for file in sorted(self.folder.glob("*.jsonl")):
-            for text in file.read_bytes().splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue
-                if not isinstance(line, dict) or line.get("fingerprint") != self.fingerprint:
-                    continue
-                shard, name = line.get("shard"), line.get("file", "")
-                found[line["region"]] = Record(
-                    line["region"],
-                    Shard(*shard) if shard is not None else None,
-                    {key: Piece(name, *piece) for key, piece in line.get("payload", {}).items()},
-                    line.get("facts", {}),
-                )
+        for line in _lines(self.folder):
+            if line.get("fingerprint") != self.fingerprint:
+                continue
+            shard, name = line.get("shard"), line.get("file", "")
+            found[line["region"]] = Record(
+                line["region"],
+                Shard(*shard) if shard is not None else None,
+                {key: Piece(name, *piece) for key, piece in line.get("payload", {}).items()},
+                line.get("facts", {}),
+            )
         return found
 
     def payload(self, record: Record, names: Collection[str] | None = None) -> dict[str, Array]:
@@ -218,6 +206,25 @@ class Records:
         """
         chosen = record.payload if names is None else {name: record.payload[name] for name in names}
         return dict(zip(chosen, read_pieces(self.folder, list(chosen.values())), strict=True))
+
+
+def _lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """What the lines in a folder of records say, but for torn ones."""
+    for file in sorted(folder.glob("*.jsonl")):
+        for text in file.read_bytes().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                yield line
+
+
+def shards_in(folder: Path) -> Iterator[tuple[Path, str, Shard]]:
+    """Each shard that the records in a folder tell of: its array, its region, how it was written."""
+    for line in _lines(folder):
+        if line.get("array") is not None:
+            yield (folder / line["array"]).resolve(), line["region"], Shard(*line["shard"])
 
 
 def read_pieces(folder: Path, pieces: Sequence[Piece]) -> list[Array]:

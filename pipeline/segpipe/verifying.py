@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from segpipe.records import Records, read_json
+from segpipe.records import shards_in
 from segpipe.stages.image import forget, work_folder
 from segpipe.store import Shard, damaged_shard
 
@@ -19,17 +19,11 @@ def remove_damaged(out: Path, name: str) -> int:
     inner chunks still carry a crc32c, which is checked whenever they are read.
     """
     recorded: dict[tuple[str, Path, str], Shard] = {}
-    passes = sorted((work_folder(out, name) / "records").glob("*/*/pass.json"))
-    for told in sorted(passes, key=lambda path: path.parent.name == "publish"):  # it came last
-        state = read_json(told)
-        if not isinstance(state, dict) or not state.get("array"):
-            continue
-        array = (told.parent / state["array"]).resolve()
-        if not (array / "zarr.json").exists():
-            continue
-        for record in Records(told.parent, state["fingerprint"]).read().values():
-            if record.shard is not None:
-                recorded[told.parent.parent.name, array, record.region] = record.shard
+    passes = sorted((work_folder(out, name) / "records").glob("*/*/"))
+    for folder in sorted(passes, key=lambda path: path.name == "publish"):  # it came last
+        for array, region, shard in shards_in(folder):
+            if (array / "zarr.json").exists():
+                recorded[folder.parent.name, array, region] = shard
     damaged = 0
     for (stage, array, region), shard in recorded.items():
         file = damaged_shard(array, region, shard)

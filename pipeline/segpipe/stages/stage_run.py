@@ -122,13 +122,13 @@ class StageRun:
             When every region fails.
         """
         records = self.passes[pass_name] = Records(
-            self.folder / pass_name, fingerprint(self.fingerprint, pass_name, self.lineage)
+            self.folder / pass_name, fingerprint(self.fingerprint, pass_name, self.lineage), array
         )
-        if not records.is_current():
-            prepare()
-            records.begin(array)
-        chosen = list(lattice if regions is None else regions)
         found = records.read()
+        if not found:
+            prepare()
+            records.begin()
+        chosen = list(lattice if regions is None else regions)
         torn = [
             region.name
             for region in chosen
