@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -20,8 +19,9 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from segpipe.errors import BusyError, SegpipeError
 from segpipe.store import Shard, sync_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
+FORMAT = 2
+"""Of lines and arrays. Records of another format count as none: their regions are done again."""
 
 
 def fingerprint(*parts: object) -> str:
@@ -60,7 +62,7 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
-def _created(path: Path) -> BinaryIO:
+def _created(path: Path) -> BufferedWriter:
     """A new file, open; its folder is made if need be."""
     try:
         return path.open("wb")
@@ -78,13 +80,16 @@ def read_json(path: Path) -> Any | None:
 
 
 class Piece(NamedTuple):
-    """Where an array lies, in .npy format, in a file of the records' folder."""
+    """Where an array lies, as plain bytes in C order, in a file of the records' folder."""
 
     file: str
     offset: int
     length: int
     checksum: int
     """crc32."""
+    dtype: Any = "|u1"
+    """As `np.lib.format.dtype_to_descr` tells it."""
+    shape: Sequence[int] = (-1,)
 
 
 @dataclass(frozen=True)
@@ -161,13 +166,13 @@ class Records:
             name = f"{_writer_name(os.getpid())}.bin"
             pieces = {}
             with (self.folder / name).open("ab") as file:
+                offset = file.seek(0, os.SEEK_END)
                 for key, array in payload.items():
-                    packed = io.BytesIO()
-                    np.save(packed, array, allow_pickle=False)
-                    data = packed.getbuffer()
-                    offset = file.seek(0, os.SEEK_END)
+                    # Not as .npy, of which to write and read the header takes longer than all else.
+                    data, described = array.tobytes(), np.lib.format.dtype_to_descr(array.dtype)
                     file.write(data)
-                    pieces[key] = [offset, len(data), zlib.crc32(data)]
+                    pieces[key] = [offset, len(data), zlib.crc32(data), described, array.shape]
+                    offset += len(data)
                 file.flush()
                 os.fsync(file.fileno())
             line |= {"file": name, "payload": pieces}
@@ -231,17 +236,19 @@ def read_pieces(folder: Path, pieces: Sequence[Piece]) -> list[Array]:
     """Arrays that a region handed on; errors as in `Records.payload`."""
     arrays: list[Array] = []
     with ExitStack() as opened:
-        files: dict[str, BinaryIO] = {}
+        files: dict[str, BufferedReader] = {}
         for piece in pieces:
             if piece.file not in files:
                 files[piece.file] = opened.enter_context((folder / piece.file).open("rb"))
             files[piece.file].seek(piece.offset)
-            data = files[piece.file].read(piece.length)
-            if zlib.crc32(data) != piece.checksum:
+            data = bytearray(piece.length)
+            read = files[piece.file].readinto(data)
+            if read < piece.length or zlib.crc32(data) != piece.checksum:
                 raise SegpipeError(
                     f"{folder / piece.file} is damaged at byte {piece.offset}; run again with --restart"
                 )
-            arrays.append(np.load(io.BytesIO(data), allow_pickle=False))
+            dtype = np.lib.format.descr_to_dtype(piece.dtype)
+            arrays.append(np.frombuffer(data, dtype).reshape(piece.shape))
     return arrays
 
 

@@ -87,7 +87,7 @@ def write_places(path: Path, pieces: Sequence[Piece | None]) -> None:
     width = max(1, *(len(piece.file) for piece in pieces if piece is not None))
     dtype = [("file", f"<U{width}"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<u4")]
     nothing = ("", 0, 0, 0)
-    np.save(path, np.array([tuple(piece or nothing) for piece in pieces], dtype))
+    np.save(path, np.array([piece[:4] if piece else nothing for piece in pieces], dtype))
 
 
 def _table(path: Path, place: int) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 from segpipe.compute import Engine, Task
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
-from segpipe.records import Record, Records, fingerprint, read_json, write_json
+from segpipe.records import FORMAT, Record, Records, fingerprint, read_json, write_json
 from segpipe.stages.image import (
     STAGES,
     Image,
@@ -121,9 +121,8 @@ class StageRun:
         InputError
             When every region fails.
         """
-        records = self.passes[pass_name] = Records(
-            self.folder / pass_name, fingerprint(self.fingerprint, pass_name, self.lineage), array
-        )
+        key = fingerprint(self.fingerprint, pass_name, self.lineage, FORMAT)
+        records = self.passes[pass_name] = Records(self.folder / pass_name, key, array)
         found = records.read()
         if not found:
             prepare()
