@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,38 @@ def test_a_torn_shard_is_done_again_and_only_that(image, reference, tmp_path):
     assert shards[1].read_bytes() == whole
     infers = {key: count for key, count in records_of(tmp_path).items() if key[0] == "infer"}
     assert infers == {key: 1 for key in before if key[0] == "infer"}
+    np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+
+
+@pytest.mark.parametrize("stage", ["tile", "infer", "stitch"])
+def test_a_manifest_that_is_lost_is_written_again_from_records(image, reference, tmp_path, stage):
+    """As after a power failure: only the last manifest is waited for to be on disk."""
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    manifest = tmp_path / f"manifests/field.{stage}.json"
+    token = json.loads(manifest.read_text())["token"]
+    manifest.unlink()
+    before = records_of(tmp_path)
+    assert run(image, tmp_path).exit_code == 0
+    assert json.loads(manifest.read_text())["token"] == token
+    assert records_of(tmp_path) == before, "a region was done twice"
+    np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
+
+
+@pytest.mark.parametrize("file", ["ids.json", "seeds.bin", "seeds.npy", "runs.npy"])
+@pytest.mark.parametrize("damage", ["lost", "torn", "zeros"])
+def test_tables_of_seeds_that_are_damaged_are_made_again(image, reference, tmp_path, file, damage):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / ".segpipe/field.work" / file
+    whole = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    else:
+        kept = len(whole) // 2
+        path.write_bytes(whole[:kept] + bytes(len(whole) - kept) * (damage == "zeros"))
+    (tmp_path / "manifests/field.stitch.json").unlink()
+    shutil.rmtree(tmp_path / ".segpipe/field.work/records/stitch/grow-0")
+    assert run(image, tmp_path).exit_code == 0
+    assert path.read_bytes() == whole
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
 
 

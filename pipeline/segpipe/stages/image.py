@@ -227,8 +227,13 @@ class Manifest:
         return "failed" if self.failed else "done"
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_json(path, {"status": self.status} | vars(self))
+        """Write it as JSON.
+
+        Durably only when it is the last one: without another, the stage finds all its regions done
+        by their records, which are durable, and writes the same manifest again.
+        """
+        durable = self.stage == STAGES[-1]
+        write_json(path, {"status": self.status} | vars(self), durable=durable)
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:

@@ -13,7 +13,7 @@ Passes over holes and seeds are in seeds.py, those of growth and after it in rou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,18 @@ from segpipe.records import Record, fingerprint, read_json, write_json
 from segpipe.seams import merge_seams
 from segpipe.stages.image import Image, Manifest, Progress, manifest_before, remove
 from segpipe.stages.rounds import drop_objects, grow_regions, publish
-from segpipe.stages.seeds import filled_probabilities, find_holes, write_places, write_tables
+from segpipe.stages.seeds import (
+    checksums,
+    filled_probabilities,
+    find_holes,
+    write_places,
+    write_tables,
+)
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import LABEL_GROUP, create_labels
 
 Array = np.ndarray[Any, np.dtype[Any]]
+SEEDS = ("seeds.bin", "seeds.npy", "runs.npy")
 
 
 def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
@@ -83,7 +90,7 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
     places = [found[one.name].payload["runs"] if one.name in found else None for one in lattice]
     key = [records.fingerprint, run.lineage, fingerprint(places)]
     index = read_json(path)
-    if isinstance(index, dict) and index.get("key") == key:
+    if isinstance(index, dict) and index.get("key") == key and _is_whole(image, index):
         return index
 
     def arrays_of(region: Region, names: Sequence[str]) -> dict[str, Array]:
@@ -109,9 +116,22 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
 
     write_tables(image.work / "seeds", tables())
     write_places(image.work / "runs.npy", places)
-    index = {"key": key, "objects": first_ids[-1] - 1, "first_ids": first_ids}
+    index = {
+        "key": key,
+        "objects": first_ids[-1] - 1,
+        "first_ids": first_ids,
+        "files": checksums(image.work, SEEDS),
+    }
     write_json(path, index, durable=False)  # lost: the seams are joined again
     return index
+
+
+def _is_whole(image: Image, index: Mapping[str, Any]) -> bool:
+    """Whether the tables are as they were left: they are not waited for to be on disk."""
+    try:
+        return checksums(image.work, SEEDS) == index.get("files")
+    except OSError:
+        return False
 
 
 def _nothing(region: Region, lattice: Lattice) -> dict[str, Array]:
