@@ -14,7 +14,7 @@ from ome_zarr_models.v05 import Image, ImageLabel
 from fields import labels_of, nuclei, run
 from segpipe.errors import SegpipeError
 from segpipe.geometry import Box, Lattice
-from segpipe.records import Records, fingerprint, shards_in
+from segpipe.records import Records, begin_stage, fingerprint, has_begun, shards_in
 from segpipe.store import (
     STRIP,
     Grid,
@@ -139,12 +139,14 @@ def test_mean_of_whole_blocks_rounds_half_up(height, width, seed):
 
 
 def test_records_forget_torn_lines_other_settings_and_what_is_discarded(tmp_path):
-    records = Records(tmp_path / "pass", "abc")
-    records.begin()
+    (tmp_path / "stage").mkdir()
+    records = Records(tmp_path / "stage", "pass", "abc")
+    begin_stage(tmp_path / "stage", "abc")
     records.add("0_0", None, {"rows": np.arange(3)}, device="cpu")
     records.add("0_1")
-    Records(tmp_path / "pass", "other").add("0_2")
-    with next((tmp_path / "pass").glob("*.jsonl")).open("ab") as file:
+    Records(tmp_path / "stage", "pass", "other").add("0_2")
+    Records(tmp_path / "stage", "another", "abc").add("0_0")
+    with next((tmp_path / "stage").glob("*.jsonl")).open("ab") as file:
         file.write(b'{"region": "0_3", "fing')
     found = records.read()
     assert sorted(found) == ["0_0", "0_1"]
@@ -154,19 +156,24 @@ def test_records_forget_torn_lines_other_settings_and_what_is_discarded(tmp_path
     records.discard(["0_0"])
     records.add("0_4")
     assert sorted(records.read()) == ["0_1", "0_4"]
-    blob = next((tmp_path / "pass").glob("*.bin"))
+    blob = next((tmp_path / "stage").glob("*.bin"))
     blob.write_bytes(b"\0" * blob.stat().st_size)
     with pytest.raises(SegpipeError, match="is damaged"):
         records.payload(found["0_0"])
-    assert Records(tmp_path / "pass", "x").read() == Records(tmp_path / "none", "abc").read() == {}
+    for folder, name, key in (("stage", "pass", "x"), ("stage", "x", "abc"), ("no", "pass", "abc")):
+        assert Records(tmp_path / folder, name, key).read() == {}
+    records.discard()
+    assert records.read() == {} and has_begun(tmp_path / "stage", "abc")
+    assert sorted(Records(tmp_path / "stage", "another", "abc").read()) == ["0_0"]
+    assert not has_begun(tmp_path / "stage", "x") and not has_begun(tmp_path / "no", "abc")
 
 
 def test_records_tell_what_shards_were_written(tmp_path):
-    records = Records(tmp_path / "records" / "pass", "abc", tmp_path / "a.zarr")
-    records.begin()
+    records = Records(tmp_path / "records" / "stage", "pass", "abc", tmp_path / "a.zarr")
+    begin_stage(records.folder, "x")
     records.add("0_0", Shard(5, 7), {"rows": np.arange(3)})
     records.add("0_1")
-    assert list(shards_in(records.folder)) == [(tmp_path / "a.zarr", "0_0", Shard(5, 7))]
+    assert list(shards_in(records.folder)) == [("pass", tmp_path / "a.zarr", "0_0", Shard(5, 7))]
 
 
 def test_fingerprints_differ_with_every_part_and_not_with_key_order():

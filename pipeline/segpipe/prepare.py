@@ -60,13 +60,12 @@ class Prepared:
 
     def file_count(self, image: Image, writers: int = 1) -> int:
         """Files while it runs: shards, metadata, and the records of so many processes."""
-        files = 25  # groups, marks of stages, manifests, tables, table and picture
+        files = 14  # groups, manifests, tables of seeds, lock, table and picture
         for grid in (image.grid, image.label_grid):
             levels = [grid.level(number) for number in range(len(grid.levels))]
             files += sum(1 + len(Lattice(level.shape, level.shard)) for level in levels)
-            files += len(levels) * (1 + writers)  # a pass over each level, with its records
         files += 1 + len(Lattice(image.layout.plane, image.grid.shard))  # probabilities
-        return files + 5 * (1 + 2 * writers)  # the other passes, with arrays in their records
+        return files + 4 * (1 + writers) + 3 * writers  # records of stages, and arrays in them
 
 
 def writable_folder(out: Path) -> Path:

@@ -1,9 +1,12 @@
 """What is done: completion records of regions, manifests of stages, and the lock of an image.
 
-A pass over regions owns a folder of records. Each process that writes appends to files of its own:
-`<writer>.jsonl` with one line a region, `<writer>.bin` with the small arrays that the region hands on.
-A region is done when a line says so under the pass's fingerprint and its shard has the recorded
-length. A torn last line, or one under another fingerprint, says nothing.
+A stage owns a folder of records. Each process that writes appends to files of its own:
+`<writer>.jsonl` with one line per pass and region, `<writer>.bin` with the small arrays that the region
+hands on. A region is done when a line says so under the pass's fingerprint and its shard has the
+recorded length. A torn last line, or one under another fingerprint, says nothing.
+
+Not a folder per pass: of many small images, making files and folders is what takes longest besides
+the work itself.
 """
 
 from __future__ import annotations
@@ -14,9 +17,8 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
@@ -29,6 +31,8 @@ from segpipe.errors import BusyError, SegpipeError
 from segpipe.store import Shard, sync_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
+PUBLISH = "publish"
+"""The pass whose shards replace those of the passes before it."""
 FORMAT = 2
 """Of lines and arrays. Records of another format count as none: their regions are done again."""
 
@@ -103,13 +107,6 @@ class Record:
     facts: Mapping[str, Any]
 
 
-def _names_one_of(line: bytes, regions: Collection[str]) -> bool:
-    try:
-        return json.loads(line)["region"] in regions
-    except (ValueError, KeyError, TypeError):
-        return True  # torn: nothing is lost with it
-
-
 @functools.cache
 def _writer_name(_process: int) -> str:
     return f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -121,35 +118,35 @@ class Records:
     Parameters
     ----------
     folder
-        Where they lie. Made, emptied and read by one process; appended to by any.
+        Where those of the stage lie. Made, emptied and read by one process; appended to by any.
+    name
+        Of the pass.
     fingerprint
         Of everything that decides the content: input, settings, model.
     array
         The one whose shards the records tell of, if any.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, array: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, fingerprint: str, array: Path | None = None
+    ) -> None:
         self.folder = folder
+        self.name = name
         self.fingerprint = fingerprint
         self.array = None if array is None else os.path.relpath(array, folder)
 
-    def begin(self) -> None:
-        """Drop all records, and have the folder; call when the arrays are made."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-
-    def discard(self, regions: Collection[str]) -> None:
-        """Forget regions whose shard turned out missing or torn, before they are done again.
+    def discard(self, regions: Collection[str] | None = None) -> None:
+        """Forget all regions, or those whose shard turned out missing or torn.
 
         Only for the process that holds the image's lock, while no worker writes.
         """
-        for file in self.folder.glob("*.jsonl"):
-            lines = file.read_bytes().splitlines()
-            kept = [line for line in lines if not _names_one_of(line, regions)]
-            if len(kept) < len(lines):
-                partial = file.with_suffix(".partial")
-                partial.write_bytes(b"".join(line + b"\n" for line in kept))
-                partial.replace(file)
+
+        drop_lines(
+            self.folder,
+            lambda line: (
+                line.get("pass") == self.name and (regions is None or line.get("region") in regions)
+            ),
+        )
 
     def add(
         self,
@@ -159,7 +156,7 @@ class Records:
         **facts: Any,
     ) -> None:
         """Say that a region is done; its shard must be on disk already."""
-        line: dict[str, Any] = {"region": region, "facts": facts}
+        line: dict[str, Any] = {"pass": self.name, "region": region, "facts": facts}
         if shard is not None:
             line |= {"shard": [shard.length, shard.checksum], "array": self.array}
         if payload is not None:
@@ -179,18 +176,13 @@ class Records:
         self._append(line)
 
     def _append(self, line: dict[str, Any]) -> None:
-        name = f"{_writer_name(os.getpid())}.jsonl"
-        text = json.dumps(line | {"fingerprint": self.fingerprint}, default=str)
-        with (self.folder / name).open("ab") as file:
-            file.write(b"\n" + text.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.folder, line | {"fingerprint": self.fingerprint}, durable=True)
 
     def read(self) -> dict[str, Record]:
         """The finished regions by name."""
         found: dict[str, Record] = {}
         for line in _lines(self.folder):
-            if line.get("fingerprint") != self.fingerprint:
+            if (line.get("pass"), line.get("fingerprint")) != (self.name, self.fingerprint):
                 continue
             shard, name = line.get("shard"), line.get("file", "")
             found[line["region"]] = Record(
@@ -213,23 +205,60 @@ class Records:
         return dict(zip(chosen, read_pieces(self.folder, list(chosen.values())), strict=True))
 
 
+def append_line(folder: Path, line: Mapping[str, Any], *, durable: bool) -> None:
+    """Append to the lines of this process."""
+    with (folder / f"{_writer_name(os.getpid())}.jsonl").open("ab") as file:
+        file.write(b"\n" + json.dumps(line, default=str).encode() + b"\n")
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def _lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """What the lines in a folder of records say, but for torn ones."""
+    """What the lines in a folder of records say."""
     for file in sorted(folder.glob("*.jsonl")):
-        for text in file.read_bytes().splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                yield line
+        yield from _lines_of(file)
 
 
-def shards_in(folder: Path) -> Iterator[tuple[Path, str, Shard]]:
-    """Each shard that the records in a folder tell of: its array, its region, how it was written."""
+def _lines_of(file: Path) -> Iterator[dict[str, Any]]:
+    """What the lines of a file say, but for torn ones."""
+    for text in file.read_bytes().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def drop_lines(folder: Path, goes: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Remove lines; only for the process that holds the image's lock, while no worker writes."""
+    for file in folder.glob("*.jsonl"):
+        lines = list(_lines_of(file))
+        kept = [line for line in lines if not goes(line)]
+        if len(kept) < len(lines):
+            partial = file.with_suffix(".partial")
+            partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+            partial.replace(file)
+
+
+def begin_stage(folder: Path, fingerprint: str) -> None:
+    """Have a folder of records under this fingerprint; call when the stage's arrays are made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    append_line(folder, {"stage": fingerprint}, durable=False)  # lost: the stage begins anew
+
+
+def has_begun(folder: Path, fingerprint: str) -> bool:
+    """Whether `begin_stage` was called with this fingerprint."""
+    return any(line.get("stage") == fingerprint for line in _lines(folder))
+
+
+def shards_in(folder: Path) -> Iterator[tuple[str, Path, str, Shard]]:
+    """Each shard that the records of a stage tell of: pass, array, region, how it was written."""
     for line in _lines(folder):
         if line.get("array") is not None:
-            yield (folder / line["array"]).resolve(), line["region"], Shard(*line["shard"])
+            array = (folder / line["array"]).resolve()
+            yield line["pass"], array, line["region"], Shard(*line["shard"])
 
 
 def read_pieces(folder: Path, pieces: Sequence[Piece]) -> list[Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from segpipe.records import shards_in
+from segpipe.records import PUBLISH, shards_in
 from segpipe.stages.image import forget, work_folder
 from segpipe.store import Shard, damaged_shard
 
@@ -19,11 +19,11 @@ def remove_damaged(out: Path, name: str) -> int:
     inner chunks still carry a crc32c, which is checked whenever they are read.
     """
     recorded: dict[tuple[str, Path, str], Shard] = {}
-    passes = sorted((work_folder(out, name) / "records").glob("*/*/"))
-    for folder in sorted(passes, key=lambda path: path.name == "publish"):  # it came last
-        for array, region, shard in shards_in(folder):
+    for folder in sorted((work_folder(out, name) / "records").glob("*/")):
+        # what is published came last
+        for _, array, region, shard in sorted(shards_in(folder), key=lambda one: one[0] == PUBLISH):
             if (array / "zarr.json").exists():
-                recorded[folder.parent.name, array, region] = shard
+                recorded[folder.name, array, region] = shard
     damaged = 0
     for (stage, array, region), shard in recorded.items():
         file = damaged_shard(array, region, shard)

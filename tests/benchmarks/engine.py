@@ -96,7 +96,10 @@ def real_job() -> Pass:
         settings = load_settings(None, [], {"infer.model": "nuclei-fluorescence"})
         image = prepare(find_inputs([folder / "in"], folder / "out"), folder / "out", settings)
         return Pass(
-            image.images[0], Records(folder, "fingerprint"), Lattice((64, 64), (64, 64)), None
+            image.images[0],
+            Records(folder, "pass", "fingerprint"),
+            Lattice((64, 64), (64, 64)),
+            None,
         )
 
 

@@ -89,8 +89,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)) / "reduce"
         shutil.rmtree(folder, ignore_errors=True)
-        records = Records(folder / "components", "made")
-        records.begin()
+        records = Records(folder / "records", "components", "made")
+        records.folder.mkdir(parents=True)
         durable, os.fsync = os.fsync, lambda _: None  # making them is not what is measured
         for region in lattice:
             records.add(region.name, None, record_of(region, lattice))

@@ -66,7 +66,9 @@ KINDS = {
     "records": [
         "segpipe.records:write_json",
         "segpipe.records:read_json",
-        "segpipe.records:Records.begin",
+        "segpipe.records:begin_stage",
+        "segpipe.records:has_begun",
+        "segpipe.records:drop_lines",
         "segpipe.records:Records.add",
         "segpipe.records:Records.read",
         "segpipe.records:read_pieces",

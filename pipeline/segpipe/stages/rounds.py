@@ -9,7 +9,7 @@ last, and nothing is changed in place. At the end the last states are published.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import grow, reach
 from segpipe.properties import bands_of_rows, keeps, renumber, sum_region
+from segpipe.records import PUBLISH, drop_lines
 from segpipe.stages.image import Image, Manifest, is_whole, remove
 from segpipe.stages.seeds import place_of, probabilities_in, seeded_field
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_array, read_box, write_shard
 
 Array = np.ndarray[Any, np.dtype[Any]]
+PUBLISHING = "publishing"
+"""A file beside the records: publishing has begun."""
 FINAL = -1
 """In place of a round's number: after all of them."""
 LATER_STEPS = 128
@@ -47,12 +50,10 @@ class GrowArgs:
 def grow_regions(run: StageRun, lattice: Lattice) -> Array:
     """Grow until nothing moves; for each region the round that wrote its labels last."""
     image = run.image
-    published = run.folder / "publish"
     told = image.manifest_path("stitch")
     if told.exists() and not is_whole(image, "stitch", Manifest.read(told)):
         # A finished label image lost a shard: which state it held is not known, so grow again.
-        for old in (published, *run.folder.glob("grow-*")):
-            remove(old)
+        _forget(run, lambda name: name == PUBLISH or name.startswith("grow-"))
     steps, halo = reach(image.decode, image.decode.growth_steps)
     state = np.full(len(lattice), 0, np.int64)  # the round that wrote each region last
     number = 0
@@ -71,7 +72,7 @@ def grow_regions(run: StageRun, lattice: Lattice) -> Array:
             prepare=lambda target=target: _create_front(run, target),  # type: ignore[misc]
             array=target,
             # Once publishing has begun, labels hold later states than those of round 0.
-            check=target != image.labels or not published.exists(),
+            check=target != image.labels or not (run.folder / PUBLISHING).exists(),
         )
         for region in regions:
             state[place_of(region, lattice)] = number
@@ -130,7 +131,8 @@ def publish(run: StageRun, lattice: Lattice, states: Array) -> None:
     ]
     if late and not run.failed:  # what failed is tried again by the next run
         _save_states(image, FINAL, states)
-        run.over("publish", publish_one, lattice, regions=late, array=image.labels)
+        (run.folder / PUBLISHING).touch()
+        run.over(PUBLISH, publish_one, lattice, regions=late, array=image.labels)
 
 
 def _save_states(image: Image, number: int, state: Array) -> None:
@@ -142,11 +144,17 @@ def _save_states(image: Image, number: int, state: Array) -> None:
 
 def _create_front(run: StageRun, target: Path) -> None:
     """Make the array of a round anew; the label image is there already."""
-    remove(run.folder / "publish")
+    _forget(run, lambda name: name == PUBLISH)
     if target == run.image.labels:
         return
     remove(target)
     create_array(target, (), run.image.label_grid, np.dtype(np.uint32))
+
+
+def _forget(run: StageRun, goes: Callable[[str], bool]) -> None:
+    """Forget what passes have done, publishing among them."""
+    drop_lines(run.folder, lambda line: goes(line.get("pass", "")))
+    (run.folder / PUBLISHING).unlink(missing_ok=True)
 
 
 def _reached(moving: Iterable[Box], lattice: Lattice, steps: int) -> list[Region]:

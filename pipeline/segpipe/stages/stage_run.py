@@ -12,7 +12,7 @@ from typing import Any
 from segpipe.compute import Engine, Task
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
-from segpipe.records import FORMAT, Record, Records, fingerprint, read_json, write_json
+from segpipe.records import FORMAT, Record, Records, begin_stage, fingerprint, has_begun
 from segpipe.stages.image import (
     STAGES,
     Image,
@@ -73,14 +73,13 @@ class StageRun:
         then its records, then (in `prepare`) the arrays. So whatever is interrupted here, nothing
         says that something is done which is not.
         """
-        state = {"fingerprint": self.fingerprint}
-        told = self.folder / "stage.json"
-        if read_json(told) == state and all((path / "zarr.json").exists() for path in arrays):
+        whole = all((path / "zarr.json").exists() for path in arrays)
+        if whole and has_begun(self.folder, self.fingerprint):
             return
         forget(self.image.out, self.image.name, STAGES[STAGES.index(self.stage) :], records=False)
         remove(self.folder)
         prepare()
-        write_json(told, state, durable=False)  # lost: the stage begins anew
+        begin_stage(self.folder, self.fingerprint)
 
     def over(
         self,
@@ -122,11 +121,11 @@ class StageRun:
             When every region fails.
         """
         key = fingerprint(self.fingerprint, pass_name, self.lineage, FORMAT)
-        records = self.passes[pass_name] = Records(self.folder / pass_name, key, array)
+        records = self.passes[pass_name] = Records(self.folder, pass_name, key, array)
         found = records.read()
         if not found:
             prepare()
-            records.begin()
+            records.discard()  # those of other passes before it
         chosen = list(lattice if regions is None else regions)
         torn = [
             region.name
