@@ -237,19 +237,19 @@ def test_a_full_disk_in_the_client_is_named_and_the_others_are_finished(tmp_path
     folder = tmp_path / "in"
     for name in ("a", "b", "c"):
         nuclei(folder / f"{name}.tif", (100, 140))
-    save = np.save
+    write = Path.write_bytes
 
-    def full(path, *args, **options):
+    def full(path, content):
         if "b.work" in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(path, *args, **options)
+        write(path, content)
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     result = run(folder, tmp_path / "out")
     assert result.exit_code == 1
     assert [one.name for one in result.failed] == ["b"]
     assert "b: No space left on device" in str(result.failed[0].error)
-    monkeypatch.setattr(np, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write)
     assert run(folder, tmp_path / "out").exit_code == 0
 
 

@@ -190,7 +190,7 @@ def test_a_manifest_that_is_lost_is_written_again_from_records(image, reference,
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
 
 
-@pytest.mark.parametrize("file", ["ids.json", "seeds.bin", "seeds.npy", "runs.npy"])
+@pytest.mark.parametrize("file", ["ids.json", "seeds.bin", "seeds.offsets", "runs.places"])
 @pytest.mark.parametrize("damage", ["lost", "torn", "zeros"])
 def test_tables_of_seeds_that_are_damaged_are_made_again(image, reference, tmp_path, file, damage):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)

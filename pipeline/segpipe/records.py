@@ -181,7 +181,7 @@ class Records:
     def read(self) -> dict[str, Record]:
         """The finished regions by name."""
         found: dict[str, Record] = {}
-        for line in _lines(self.folder):
+        for line in _lines(self.folder, _pass_mark(self.name)):
             if (line.get("pass"), line.get("fingerprint")) != (self.name, self.fingerprint):
                 continue
             shard, name = line.get("shard"), line.get("file", "")
@@ -214,15 +214,22 @@ def append_line(folder: Path, line: Mapping[str, Any], *, durable: bool) -> None
             os.fsync(file.fileno())
 
 
-def _lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """What the lines in a folder of records say."""
+def _pass_mark(name: str) -> bytes:
+    """What the lines of a pass have in them: to parse the others would take long."""
+    return f'"pass": {json.dumps(name)}'.encode()
+
+
+def _lines(folder: Path, mark: bytes = b"") -> Iterator[dict[str, Any]]:
+    """What the lines in a folder of records say; those that have `mark` in them."""
     for file in sorted(folder.glob("*.jsonl")):
-        yield from _lines_of(file)
+        yield from _lines_of(file.read_bytes(), mark)
 
 
-def _lines_of(file: Path) -> Iterator[dict[str, Any]]:
+def _lines_of(content: bytes, mark: bytes = b"") -> Iterator[dict[str, Any]]:
     """What the lines of a file say, but for torn ones."""
-    for text in file.read_bytes().splitlines():
+    for text in content.splitlines():
+        if mark not in text:
+            continue
         try:
             line = json.loads(text)
         except ValueError:
@@ -231,10 +238,14 @@ def _lines_of(file: Path) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def drop_lines(folder: Path, goes: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Remove lines; only for the process that holds the image's lock, while no worker writes."""
+def drop_lines(folder: Path, goes: Callable[[Mapping[str, Any]], bool], mark: bytes = b"") -> None:
+    """Remove lines; only for the process that holds the image's lock, while no worker writes.
+
+    Files without `mark` in them have none that go.
+    """
     for file in folder.glob("*.jsonl"):
-        lines = list(_lines_of(file))
+        content = file.read_bytes()
+        lines = list(_lines_of(content)) if mark in content else []
         kept = [line for line in lines if not goes(line)]
         if len(kept) < len(lines):
             partial = file.with_suffix(".partial")
@@ -250,7 +261,7 @@ def begin_stage(folder: Path, fingerprint: str) -> None:
 
 def has_begun(folder: Path, fingerprint: str) -> bool:
     """Whether `begin_stage` was called with this fingerprint."""
-    return any(line.get("stage") == fingerprint for line in _lines(folder))
+    return any(line.get("stage") == fingerprint for line in _lines(folder, b'"stage": '))
 
 
 def shards_in(folder: Path) -> Iterator[tuple[str, Path, str, Shard]]:

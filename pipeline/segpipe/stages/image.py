@@ -6,11 +6,12 @@ made of passes over regions; each pass has completion records (records.py) and o
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from segpipe.components import Decode, to_byte
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
-from segpipe.records import fingerprint, read_json, write_json
+from segpipe.records import fingerprint, write_json
 from segpipe.settings import Settings
 from segpipe.slide import Plane
 from segpipe.store import Grid, disk_usage
@@ -238,21 +239,28 @@ class Manifest:
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
         """The manifest at `path`, None when there is none."""
-        content = read_json(path)
-        if not isinstance(content, dict):
-            return None
         try:
-            return cls(
-                content["stage"],
-                content["fingerprint"],
-                content["token"],
-                tuple(content["failed"]),
-                content["facts"],
-                content["before"],
-                content["seconds"],
-            )
-        except (KeyError, TypeError):
+            return _parsed(path.read_bytes())
+        except OSError:
             return None
+
+
+@lru_cache(maxsize=64)
+def _parsed(content: bytes) -> Manifest | None:
+    """The manifest in a file; it is asked for again and again while an image is worked on."""
+    try:
+        told = json.loads(content.decode("utf-8", "surrogateescape"))
+        return Manifest(
+            told["stage"],
+            told["fingerprint"],
+            told["token"],
+            tuple(told["failed"]),
+            told["facts"],
+            told["before"],
+            told["seconds"],
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def settings_of(stage: str, settings: Settings, models: Sequence[str]) -> dict[str, Any]:
@@ -340,7 +348,12 @@ def work_folder(out: Path, name: str) -> Path:
 
 def stage_fingerprint(image: Image, stage: str, before: Manifest | None) -> str:
     """Hash of all that decides what a stage writes, failures before it included."""
-    return fingerprint(image.fingerprint(stage), None if before is None else before.token)
+    return _joined(image.fingerprint(stage), None if before is None else before.token)
+
+
+@lru_cache(maxsize=1024)
+def _joined(own: str, before: str | None) -> str:
+    return fingerprint(own, before)
 
 
 def manifest_before(image: Image, stage: str) -> Manifest:

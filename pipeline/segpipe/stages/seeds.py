@@ -1,7 +1,7 @@
 """What growth starts from: probabilities with holes filled, and slots that are looked up in tables.
 
 Slots (in the runs of seeds, in `holes.zarr`) are written before the reduction knows what their numbers
-mean; the reduction writes one table per region (`.bin`, with offsets in `.npy`), and readers look up.
+mean; the reduction writes one table per region (`.bin`, with `.offsets`), and readers look up.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_array, read_box, write_shard
 
 Array = np.ndarray[Any, np.dtype[Any]]
+RUNS = "runs.places"
+PLACE = np.dtype([("file", "S128"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<u4")])
+"""Where the runs of a region lie. A file is named after the machine (64 bytes), process and chance."""
 
 
 def probabilities_in(image: Image, box: Box) -> tuple[Array, Array]:
@@ -68,14 +71,14 @@ def seeded_field(image: Image, records: Path, window: Box) -> Field:
         When they are damaged.
     """
     lattice = image.label_lattice
-    places = np.load(image.work / "runs.npy", mmap_mode="r")
     field = Field.empty(window.shape)
     for region in lattice.meeting(window):
         place = place_of(region, lattice)
-        file, offset, length, checksum = places[place].tolist()
+        (found,) = np.fromfile(image.work / RUNS, PLACE, 1, offset=place * PLACE.itemsize)
+        file, offset, length, checksum = found.tolist()
         if length == 0:  # it failed: nothing grows into it
             continue
-        (packed,) = read_pieces(records, [Piece(file, offset, length, checksum)])
+        (packed,) = read_pieces(records, [Piece(file.decode(), offset, length, checksum)])
         runs = Runs.unpack(packed)
         ids = _table(image.work / "seeds", place)
         runs.paint(ids, region.box.within(window), *field.inner)
@@ -84,16 +87,13 @@ def seeded_field(image: Image, records: Path, window: Box) -> Field:
 
 def write_places(path: Path, pieces: Sequence[Piece | None]) -> None:
     """Write where the runs of each region lie, in raster order; length 0 where a region failed."""
-    width = max(1, *(len(piece.file) for piece in pieces if piece is not None))
-    dtype = [("file", f"<U{width}"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<u4")]
-    nothing = ("", 0, 0, 0)
-    np.save(path, np.array([piece[:4] if piece else nothing for piece in pieces], dtype))
+    places = [(p.file.encode(), *p[1:4]) if p is not None else (b"", 0, 0, 0) for p in pieces]
+    path.write_bytes(np.array(places, PLACE).tobytes())  # tofile would not tell of a full disk
 
 
 def _table(path: Path, place: int) -> Array:
     """What each slot of one region means: (n,) uint32."""
-    offsets = np.load(path.with_suffix(".npy"), mmap_mode="r")
-    start, end = offsets[place], offsets[place + 1]
+    start, end = np.fromfile(path.with_suffix(".offsets"), "<i8", 2, offset=8 * place).tolist()
     return np.fromfile(path.with_suffix(".bin"), "<u4", count=end - start, offset=4 * start)
 
 
@@ -104,7 +104,7 @@ def write_tables(path: Path, tables: Iterable[Array]) -> None:
         for table in tables:
             file.write(table.astype("<u4").tobytes())
             offsets.append(offsets[-1] + len(table))
-    np.save(path.with_suffix(".npy"), np.asarray(offsets, np.int64))
+    path.with_suffix(".offsets").write_bytes(np.array(offsets, "<i8").tobytes())
 
 
 def checksums(folder: Path, names: Sequence[str]) -> dict[str, int]:

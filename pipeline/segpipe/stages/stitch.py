@@ -26,6 +26,7 @@ from segpipe.seams import merge_seams
 from segpipe.stages.image import Image, Manifest, Progress, manifest_before, remove
 from segpipe.stages.rounds import drop_objects, grow_regions, publish
 from segpipe.stages.seeds import (
+    RUNS,
     checksums,
     filled_probabilities,
     find_holes,
@@ -36,7 +37,7 @@ from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import LABEL_GROUP, create_labels
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SEEDS = ("seeds.bin", "seeds.npy", "runs.npy")
+SEEDS = ("seeds.bin", "seeds.offsets", RUNS)
 
 
 def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
@@ -115,7 +116,7 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
             first_ids.append(band.last_id + 1)
 
     write_tables(image.work / "seeds", tables())
-    write_places(image.work / "runs.npy", places)
+    write_places(image.work / RUNS, places)
     index = {
         "key": key,
         "objects": first_ids[-1] - 1,
