@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from segpipe.inputs import Input
 from segpipe.machine import cpu_name, default_workers, memory_bytes, usable_cores
 from segpipe.prepare import load_model, prepare
 from segpipe.records import write_json
+from segpipe.report import library_versions
 from segpipe.settings import Settings, load_settings
 from segpipe.stages.image import STAGES, Image
 from segpipe.synthetic import NucleiField
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Of the JSON; raised when a key changes its meaning, or the job is another one."""
 SEED = 5
-LIBRARIES = ("torch", "openvino", "numpy", "zarr", "numba", "scipy", "dask")
 BYTES_PER_PIXEL = 8
 """On disk, half as much again as was seen."""
 BYTES_PER_WORKER = 1_000_000_000
@@ -186,7 +185,7 @@ def describe(job: Job) -> dict[str, Any]:
         "versions": {
             "segpipe": __version__,
             "python": platform.python_version(),
-            **dict(_versions()),
+            **library_versions(),
         },
         "machine": {
             "cpu": cpu_name(),
@@ -200,14 +199,6 @@ def describe(job: Job) -> dict[str, Any]:
         "workers": job.workers,
         "settings": job.changed(),
     }
-
-
-def _versions() -> Iterator[tuple[str, str | None]]:
-    for name in LIBRARIES:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:  # openvino is not made for every platform
-            yield name, None
 
 
 def _gpu_name(job: Job) -> str | None:
@@ -224,7 +215,7 @@ def _described(header: Mapping[str, Any]) -> Iterator[str]:
     machine, versions, model = header["machine"], header["versions"], header["model"]
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     yield f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB{gpu}"
-    yield ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    yield ", ".join(f"{name} {version}" for name, version in versions.items())
     size, workers = header["size"], header["workers"]
     processes = f"{workers} process{'es' if workers > 1 else ''}"
     yield f"{model['name']} {model['hash'][:12]}, {size} x {size} px, {processes}"
