@@ -7,7 +7,7 @@ that of what happens between them. Start and end of the process count separately
 with the number of files.
 
     network    windows: cut, normalised, through the network, cropped, quantised
-    stitching  components, seams, growth, sums over objects
+    stitching  components, seams and the tables that they become, growth, sums over objects
     pixels     opening the file to read it, arrays made, shards read and written (fsync included),
                statistics over all pixels, the picture
     table      the table of objects; counts as outside of the three
@@ -39,6 +39,8 @@ KINDS = {
         "segpipe.runs:Runs.pack",
         "segpipe.runs:Runs.unpack",
         "segpipe.properties:sum_region",
+        "segpipe.stages.seeds:write_tables",
+        "segpipe.stages.seeds:write_places",
     ],
     "pixels": [
         "segpipe.store:create_array",
@@ -52,7 +54,9 @@ KINDS = {
         "segpipe.percentiles:is_occupied",
         "segpipe.percentiles:keys_of",
         "segpipe.percentiles:Histogram.of",
+        "segpipe.percentiles:Histogram.sum",
         "segpipe.occupancy:cell_extremes",
+        "segpipe.occupancy:tile_occupancy",
         "segpipe.export.drawing:contrast",
         "segpipe.export.preview:compose",
         "segpipe.export.preview:write_png",
@@ -62,6 +66,7 @@ KINDS = {
         "segpipe.export.parquet:TableWriter.write",
         "segpipe.export.parquet:TableWriter.__exit__",
         "segpipe.properties:instance_columns",
+        "segpipe.properties:bands_of_rows",
     ],
     "records": [
         "segpipe.records:write_json",
