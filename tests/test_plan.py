@@ -121,6 +121,27 @@ def test_an_image_that_cannot_be_read_is_left_out_of_the_sample(folder, tmp_path
     assert "time" not in "\n".join(plan_text(alone))
 
 
+def test_the_sample_takes_a_channel_by_its_name_wherever_it_lies(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, channels in {"a": ["nuclei", "other"], "b": ["other", "nuclei", "third"]}.items():
+        pixels = np.random.default_rng(0).integers(0, 999, (len(channels), 90, 80), dtype=np.uint16)
+        about = {"axes": "CYX", "Channel": {"Name": channels}}
+        tifffile.imwrite(tmp_path / "in" / f"{name}.ome.tif", pixels, metadata=about)
+    settings = settings_of("tile.channel=nuclei", "engine.kind=serial")
+    used = []
+
+    def kept(images, settings, processes, folder, told):
+        sample = take_sample(images, settings, processes, folder, told)
+        told = json.loads((folder / "second" / "run.json").read_text())["images"]
+        used.extend(one["channels"] for one in told.values())
+        return sample
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "take_sample", kept)
+        assert plan_job([tmp_path / "in"], None, settings, sampled=True).sample is not None
+    assert used == [["nuclei"], ["nuclei"]]
+
+
 def test_the_estimate_is_a_line_through_two_runs():
     usage = Usage(0, 0, (), 0)
     sample = Sample((100, 900), (12.0, 20.0), 0.001, usage, 0, 0, regions=4)

@@ -37,7 +37,7 @@ from segpipe.report import library_versions
 from segpipe.settings import Settings, load_settings
 from segpipe.stages.image import STAGES, Image
 from segpipe.synthetic import NucleiField
-from segpipe.usage import Usage, watch
+from segpipe.usage import Usage, watch, why_it_ended
 
 log = logging.getLogger(__name__)
 
@@ -279,6 +279,6 @@ def _watch(command: Sequence[str], folder: Path) -> Usage:
     try:
         return watch(command, log=said)
     except subprocess.CalledProcessError as error:
-        lines = said.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        why = next((line for line in lines if " ERROR " in line), lines[-1])
-        raise SegpipeError(f"a stage ended with exit code {error.returncode}: {why}") from error
+        raise SegpipeError(
+            f"a stage ended with exit code {error.returncode}: {why_it_ended(said)}"
+        ) from error

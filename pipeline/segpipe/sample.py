@@ -29,7 +29,7 @@ from segpipe.settings import Settings
 from segpipe.slide import open_slide
 from segpipe.stages.image import Image
 from segpipe.store import Grid, create_image, write_shard
-from segpipe.usage import Usage, watch
+from segpipe.usage import Usage, watch, why_it_ended
 
 OPERATIONS = 4e12
 """Floating-point operations of the network for each process in the larger run: seconds to a minute."""
@@ -184,7 +184,7 @@ def _inner(image: Image, box: Box) -> Box:
         return Box(
             box.y0, box.x0, box.y1, box.x0 + max(1, int(SMALLEST * width / core[1])) * core[1]
         )
-    return Box(box.y0, box.x0, box.y0 + -(-height // 8), box.x1)
+    return Box(box.y0, box.x0, box.y0 + math.ceil(SMALLEST * height), box.x1)
 
 
 def window_operations(image: Image) -> int:
@@ -234,12 +234,8 @@ def _settings_of_parts(image: Image, settings: Settings, processes: Processes) -
     """The job's settings for parts that are files of one plane."""
     tree = settings.model_dump(mode="json")
     tree["tile"] |= dict.fromkeys(("z", "t", "scene", "pages"))
-    tree["tile"] |= {"channel": [str(one) for one in image.layout.channels], "region": image.region}
-    tree["infer"] |= {
-        "model": str(image.model.path),
-        "batch": image.plan.batch,
-        "backend": image.plan.backend,
-    }
+    tree["tile"]["region"] = image.region
+    tree["infer"] |= {"batch": image.plan.batch, "backend": image.plan.backend}
     tree["engine"] |= {"kind": processes.kind, "workers": processes.workers}
     return tree
 
@@ -249,9 +245,8 @@ def _run(inputs: Sequence[Path], out: Path, config: Path, log: Path) -> Usage:
     try:
         return watch([*command, "-o", str(out), "-c", str(config)], log=log)
     except subprocess.CalledProcessError as error:
-        said = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
         raise SegpipeError(
-            f"the sample failed with exit code {error.returncode}; it said: {said[-1]}"
+            f"the sample failed with exit code {error.returncode}; it said: {why_it_ended(log)}"
         ) from error
 
 

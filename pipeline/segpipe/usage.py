@@ -73,6 +73,12 @@ def watch(
     return Usage(seconds, spent.ru_utime + spent.ru_stime, ordered, together)
 
 
+def why_it_ended(log: Path) -> str:
+    """The first error in the log of a command that failed, or else its last line."""
+    lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+    return next((line for line in lines if " ERROR " in line), lines[-1])
+
+
 def memory_of(root: psutil.Process) -> dict[int, int]:
     """Bytes of a process and of all below it, by id; what has just ended is left out."""
     found: dict[int, int] = {}

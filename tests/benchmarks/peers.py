@@ -51,7 +51,7 @@ from segpipe.usage import Usage, watch
 
 HERE = Path(__file__).parent
 MODEL = "nuclei-fluorescence"
-CORE, HALO, STRIDE = 1024, 96, 16
+CORE, HALO = 1024, 96
 WINDOW = CORE + 2 * HALO
 
 
