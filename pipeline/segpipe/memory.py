@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from segpipe import occupancy, percentiles
-from segpipe.components import label_region
+from segpipe.components import Decode, label_region
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box, Lattice, TileGrid
-from segpipe.growth import Field, grow
+from segpipe.growth import Field, grow, reach
 from segpipe.holes import fill_holes, label_holes
 from segpipe.inference import predict_region
 from segpipe.models.card import ModelCard
@@ -82,24 +82,37 @@ def segment(
     foreground = probabilities[outputs.index("foreground")]
     interior = probabilities[outputs.index("interior")] if "interior" in outputs else foreground
     decode = decode_of(settings, segmenter.card)
-    lattice = Lattice(shape, shape)
     if settings.stitch.max_hole:
+        lattice = Lattice(shape, shape)
         mask = foreground >= decode.foreground
         slots, record = label_holes(mask, lattice[0, 0], lattice, settings.stitch.max_hole)
         table = next(fill_holes(lattice, lambda _: record, settings.stitch.max_hole))
         foreground = np.where(table[slots], np.uint8(255), foreground)
-    found = label_region(foreground, interior, lattice[0, 0], lattice, decode)
-    band = next(merge_seams(lattice, lambda _: found.seams, lambda _: found.anchors, decode))
-    steps = (decode.growth_steps,) * (len(decode.growth) - 1) + (-1,)
-    field = Field.empty(shape)
-    found.runs.paint(band.ids[0], box, *field.inner)
-    grow(field, steps, box)
-    labels = field.inner[0]
+    labels = label_instances(foreground, interior, decode)
     if not settings.stitch.filters:
-        return np.ascontiguousarray(labels)
+        return labels
     rows = sum_region(labels, probabilities[outputs.index("foreground")], box)
     kept = keeps(rows, settings.stitch.max_area, settings.stitch.min_probability)
     return np.concatenate([np.zeros(1, np.uint32), renumber(kept, 0)])[labels]
+
+
+def label_instances(foreground: Array, interior: Array, decode: Decode) -> Array:
+    """Labels of whole probability maps, as the stage `stitch` finds them: (Y, X) uint32, ids 1..N.
+
+    Parameters
+    ----------
+    foreground, interior
+        (Y, X) uint8, quantised probabilities.
+    """
+    shape = foreground.shape[0], foreground.shape[1]
+    box, lattice = Box(0, 0, *shape), Lattice(shape, shape)
+    found = label_region(foreground, interior, lattice[0, 0], lattice, decode)
+    band = next(merge_seams(lattice, lambda _: found.seams, lambda _: found.anchors, decode))
+    field = Field.empty(shape)
+    found.runs.paint(band.ids[0], box, *field.inner)
+    steps, _ = reach(decode, -1)
+    grow(field, steps, box)
+    return np.ascontiguousarray(field.inner[0])
 
 
 def _empty_tiles(

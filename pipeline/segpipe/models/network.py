@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,21 @@ NETWORKS: Mapping[str, str] = {
     "unet": "segpipe.models.unet:UNet",
 }
 """Architecture name -> module and class, imported when first built."""
+
+
+class TrainingOutput(NamedTuple):
+    """What the losses see of a network in training.
+
+    sides
+        Logits, each (N, K, H - 2 margin, W - 2 margin): the deepest supervised output last. Without
+        deep supervision there is one, what `forward` gives.
+    classification
+        (N, K) logits of whether an output occurs in the image at all, of a network that has such a
+        head (U-Net 3+'s classification-guided module), else None.
+    """
+
+    sides: tuple[Tensor, ...]
+    classification: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -48,6 +64,10 @@ class Network(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits of `image`."""
         raise NotImplementedError
+
+    def forward_training(self, image: Tensor) -> TrainingOutput:
+        """Logits of every output that a loss supervises; without deep supervision `forward`'s."""
+        return TrainingOutput((self(image),))
 
     def forward_core(self, image: Tensor, halo: int) -> Tensor:
         """Logits of the pixels that are at least `halo` from the border: what `forward` gives there.
