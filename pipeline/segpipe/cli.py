@@ -468,5 +468,22 @@ def calibrate(model: str, images: tuple[Path, ...], destination: Path) -> None:
     click.echo(f"wrote {destination}; empty: {empty.model_dump()}")
 
 
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--restart", is_flag=True, help="Forget what the output folder holds.")
+def train(config: Path, restart: bool) -> None:
+    """Train a network of the U-Net family as the YAML CONFIG says, and write a model file.
+
+    configs/training holds those of the models that ship. Stopped at any time, even by kill -9, the
+    same command goes on to the same weights.
+    """
+    _log_to_stderr()
+    from segpipe.training.run import train as run_training
+    from segpipe.training.settings import load_train_settings
+
+    trained = run_training(load_train_settings(config), restart=restart)
+    click.echo(f"{trained.model}  report: {trained.report}")
+
+
 if __name__ == "__main__":
     main()

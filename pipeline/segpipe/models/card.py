@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -154,7 +154,7 @@ def parse_card(fields: Mapping[str, Any], source: str) -> ModelCard:
     try:
         return ModelCard.model_validate(dict(fields))
     except ValidationError as error:
-        raise ModelError(f"{source}: {_first_problem(error)}") from None
+        raise ModelError(f"{source}: {first_problem(error, ModelCard)}") from None
 
 
 def parse_card_json(text: str, source: str) -> ModelCard:
@@ -186,13 +186,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def _first_problem(error: ValidationError) -> str:
-    """One line about the first of the errors, and how many more there are."""
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line about the first of the errors, and how many more there are.
+
+    Parameters
+    ----------
+    model
+        What was to be parsed: of its keys and those of its parts the nearest is suggested.
+    """
     problems = error.errors(include_url=False, include_context=False)
     first, more = problems[0], len(problems) - 1
     key = ".".join(str(part)[:100] for part in first["loc"]) or "card"
     if first["type"] == "extra_forbidden":
-        line = f"unknown key {key}" + nearest(str(first["loc"][-1]), _keys(ModelCard))
+        line = f"unknown key {key}" + nearest(str(first["loc"][-1]), known_keys(model))
     elif first["type"] == "missing":
         line = f"key {key} is missing"
     else:
@@ -202,7 +208,10 @@ def _first_problem(error: ValidationError) -> str:
     return line + (f" (and {more} more problems)" if more else "")
 
 
-def _keys(part: type[Part]) -> Iterator[str]:
-    """Names of all keys of a card and of its parts."""
-    for known in (part, Architecture, Percentile, Fixed, Decode, Empty):
-        yield from known.model_fields
+def known_keys(model: type[BaseModel]) -> Iterator[str]:
+    """Names of all keys of a model and of the models in it."""
+    for name, field in model.model_fields.items():
+        yield name
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from known_keys(part)
