@@ -1,0 +1,1 @@
+"""From folders of images and label masks to a model file."""
