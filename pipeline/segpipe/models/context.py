@@ -10,7 +10,9 @@ output to be that of the whole image:
 It is measured, not given. On a copy of the network whose every path carries a positive weight the
 gradient of the core's outputs with respect to the input is nonzero exactly where the network looks.
 Max-pool is replaced by average pool: the maximum passes the gradient to one pixel of four and so
-hides reach. Batch norm in eval mode and biases reach nowhere: identity and zero.
+hides reach. Batch norm in eval mode and biases reach nowhere: identity and zero. What looks at the
+whole window (`WholeWindow`) has no context, and its network is not exact; it is left out, so that
+the context is that of the network's other operations.
 
 For a U-Net of depth d with two 3x3 convolutions a level and 2x2 up-convolutions the context is
 6 * 2^d - 2 (from d = 2 on; 8 at d = 1). Weaker measures are wrong: the best single output pixel
@@ -23,11 +25,11 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segpipe.errors import ModelError
 from segpipe.geometry import ceil_to
-from segpipe.models.network import Network
+from segpipe.models.network import Network, WholeWindow
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,13 @@ def _seen_along(twin: Network, axis: int, size: int, start: int) -> tuple[int, i
     return int(pixels.min()), int(pixels.max())
 
 
+class _First(nn.Module):
+    """Its first argument."""
+
+    def forward(self, image: Tensor, *_: Tensor) -> Tensor:
+        return image
+
+
 def _carry_everywhere(network: Network) -> Network:
     """A float64 copy in which no path from input to output carries zero.
 
@@ -172,6 +181,8 @@ def _carry_everywhere(network: Network) -> Network:
                 setattr(module, name, pool)
             elif isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.Identity())
+            elif isinstance(child, WholeWindow) and not network.exact:
+                setattr(module, name, _First())
     with torch.no_grad():
         for parameter in twin.parameters():
             kernel = parameter.dim() > 1

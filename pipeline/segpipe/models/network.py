@@ -22,6 +22,9 @@ Parameter = int | float | str | bool
 
 NETWORKS: Mapping[str, str] = {
     "unet": "segpipe.models.unet:UNet",
+    "unetplusplus": "segpipe.models.unetplusplus:UNetPlusPlus",
+    "unet3plus": "segpipe.models.unet3plus:UNet3Plus",
+    "resunet": "segpipe.models.resunet:ResUNet",
 }
 """Architecture name -> module and class, imported when first built."""
 
@@ -39,6 +42,14 @@ class TrainingOutput(NamedTuple):
 
     sides: tuple[Tensor, ...]
     classification: Tensor | None = None
+
+
+class WholeWindow(nn.Module):
+    """Base of operations that look at all of a window: squeeze-and-excite, a classification's gate.
+
+    They return a tensor of their first argument's shape. A network that has one is not exact, and
+    its context is that of the rest: `segpipe.models.context` takes the first argument as the result.
+    """
 
 
 class Network(nn.Module):
@@ -147,6 +158,18 @@ def check_range(name: str, value: object, low: int, high: int) -> None:
     """
     if type(value) is not int or not low <= value <= high:
         raise ModelError(f"{name} is {value!r}; expected an integer from {low} to {high}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse an architecture parameter that is neither true nor false.
+
+    Raises
+    ------
+    ModelError
+        When it is not.
+    """
+    if type(value) is not bool:
+        raise ModelError(f"{name} is {value!r}; expected true or false")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

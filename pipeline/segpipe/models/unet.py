@@ -106,7 +106,7 @@ class UNet(Network):
         widths = [width * 2**index for index in range(depth + 1)]
         self.encoder = nn.ModuleList(level(*pair) for pair in pairwise([in_channels, *widths]))
         self.pool = nn.MaxPool2d(2)
-        self._reach = _decoder_reach(depth)
+        self._reach = decoder_reach(depth)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(below, here, kernel_size=2, stride=2)
             for here, below in pairwise(widths)
@@ -160,7 +160,7 @@ class UNet(Network):
         return result > 4 and size > 2 * self.margin
 
 
-def _decoder_reach(depth: int) -> list[int]:
+def decoder_reach(depth: int) -> list[int]:
     """Pixels that each level, 0 to the bottom, computes beyond the core, in its own pixels.
 
     The two 3x3 convolutions of a level take 2, which see the zeros of their padding and are thrown
