@@ -1,13 +1,36 @@
-"""How well predicted instances match the truth."""
+"""How well predicted instances match the truth: AP, PQ, AJI, Dice, of an image and of many.
+
+Counted as `stardist.matching` does (Schmidt et al. 2018, section 3): a pair of objects matches at a
+threshold when its intersection over union reaches it, no object matches twice, and
+
+    AP = tp / (tp + fp + fn)
+
+is of all images taken together (pooled: counts are added, then divided), or the mean of the images'
+own. Papers report either without saying so; here both are told, and which is which.
+
+What has nothing to count scores 0: an image without objects, in which none are predicted, has
+AP, PQ, AJI and Dice 0 (as in `stardist.matching`), though nothing is wrong with it. It does not change
+pooled scores, and lowers means over images; `Scores.empty` tells how many there are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from segpipe.overlaps import Overlaps, split_ids
+from segpipe.pairing import assigned_pairs, best_pairs
+
 Array = np.ndarray[Any, np.dtype[Any]]
+
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+"""Of the intersection over union: those of the Data Science Bowl 2018 and of COCO."""
+
+_SAME = 1e-9  # thresholds that differ by less are one
 
 
 @dataclass(frozen=True)
@@ -21,88 +44,296 @@ class Counts:
     @property
     def average_precision(self) -> float:
         """tp / (tp + fp + fn), the AP of the nuclei literature; 0 when nothing was found."""
-        return self.tp / (self.tp + self.fp + self.fn) if self.tp else 0.0
+        return _share(self.tp, self.tp + self.fp + self.fn)
 
 
 @dataclass(frozen=True)
-class Overlaps:
-    """Pairs of objects of two label images (Y, X) that share pixels.
+class ImageScores:
+    """What was counted in an image, or in several taken together, and the scores that follow.
 
-    first, second
-        Ids of each pair.
-    common
-        Pixels that the pair shares.
-    first_area, second_area
-        Pixels of every id; background is 0.
+    thresholds
+        Intersections over union from which a pair matches, each in [.5, 1].
+    matched
+        Pairs that match at each threshold.
+    true_objects, predicted_objects
+        Numbers of objects.
+    found, found_iou
+        Pairs that match at .5, and the sum of their intersections over union.
+    split, fused
+        Objects of the truth that are predicted in pieces; predicted ones that join several: see
+        `split_ids`.
+    common, true_area, predicted_area
+        Pixels of objects in both, in the truth, in the prediction.
+    aji_pixels, aji_plus_pixels
+        (common, united) pixels, of which these indices are the quotients.
     """
 
-    first: Array
-    second: Array
-    common: Array
-    first_area: Array
-    second_area: Array
+    thresholds: tuple[float, ...]
+    matched: tuple[int, ...]
+    true_objects: int
+    predicted_objects: int
+    found: int
+    found_iou: float
+    split: int
+    fused: int
+    common: int
+    true_area: int
+    predicted_area: int
+    aji_pixels: tuple[int, int]
+    aji_plus_pixels: tuple[int, int]
 
     @classmethod
-    def of(cls, first: Array, second: Array) -> Overlaps:
-        """The pairs of two label images (Y, X) of integers."""
-        span = int(second.max(initial=0)) + 1
-        pairs = first.astype(np.int64).ravel() * span + second.ravel()
-        pairs, common = np.unique(pairs, return_counts=True)
-        first_ids, second_ids = pairs // span, pairs % span
-        first_area = np.zeros(int(first.max(initial=0)) + 1, np.int64)
-        second_area = np.zeros(span, np.int64)
-        np.add.at(first_area, first_ids, common)
-        np.add.at(second_area, second_ids, common)
-        first_area[0] = second_area[0] = 0
-        both = (first_ids > 0) & (second_ids > 0)
-        return cls(first_ids[both], second_ids[both], common[both], first_area, second_area)
+    def of(cls, pairs: Overlaps, thresholds: Sequence[float] = THRESHOLDS) -> ImageScores:
+        """The scores of an image; `pairs` has the truth first, and the prediction second.
 
-    @property
-    def swapped(self) -> Overlaps:
-        """The same with first and second exchanged."""
-        return Overlaps(self.second, self.first, self.common, self.second_area, self.first_area)
-
-    @property
-    def matches(self) -> Array:
-        """Which pairs have an intersection over union above one half.
-
-        Above one half an object overlaps at most one partner so much, so the matching is unique
-        and needs no assignment (Kirillov et al. 2019, Panoptic Segmentation, section 4.1).
+        Raises
+        ------
+        ValueError
+            When a threshold is not in [.5, 1].
         """
-        union = self.first_area[self.first] + self.second_area[self.second] - self.common
-        return 2 * self.common > union
+        wrong = [tau for tau in thresholds if not 0.5 <= tau <= 1]
+        if wrong:
+            raise ValueError(f"threshold {wrong[0]} is not in [.5, 1]")
+        iou = pairs.iou[pairs.matches]
+        return cls(
+            thresholds=tuple(float(tau) for tau in thresholds),
+            matched=tuple(int(np.count_nonzero(iou >= tau)) for tau in thresholds),
+            true_objects=len(pairs.first_ids),
+            predicted_objects=len(pairs.second_ids),
+            found=len(iou),
+            found_iou=float(iou.sum()),
+            split=len(split_ids(pairs)),
+            fused=len(split_ids(pairs.swapped)),
+            common=int(pairs.common.sum()),
+            true_area=int(pairs.first_areas.sum()),
+            predicted_area=int(pairs.second_areas.sum()),
+            aji_pixels=_aji_pixels(pairs, best_pairs(pairs)),
+            aji_plus_pixels=_aji_pixels(pairs, assigned_pairs(pairs)),
+        )
+
+    @classmethod
+    def pooled(cls, images: Sequence[ImageScores]) -> ImageScores:
+        """What was counted in all of these.
+
+        Raises
+        ------
+        ValueError
+            When there are none, or thresholds differ.
+        """
+        if len({one.thresholds for one in images}) != 1:
+            raise ValueError(f"cannot pool {len(images)} images, or their thresholds differ")
+
+        def total(of: Callable[[ImageScores], int]) -> int:
+            return sum(of(one) for one in images)
+
+        return cls(
+            thresholds=images[0].thresholds,
+            matched=tuple(sum(column) for column in zip(*(i.matched for i in images), strict=True)),
+            true_objects=total(lambda i: i.true_objects),
+            predicted_objects=total(lambda i: i.predicted_objects),
+            found=total(lambda i: i.found),
+            found_iou=sum(one.found_iou for one in images),
+            split=total(lambda i: i.split),
+            fused=total(lambda i: i.fused),
+            common=total(lambda i: i.common),
+            true_area=total(lambda i: i.true_area),
+            predicted_area=total(lambda i: i.predicted_area),
+            aji_pixels=(total(lambda i: i.aji_pixels[0]), total(lambda i: i.aji_pixels[1])),
+            aji_plus_pixels=(
+                total(lambda i: i.aji_plus_pixels[0]),
+                total(lambda i: i.aji_plus_pixels[1]),
+            ),
+        )
+
+    @property
+    def empty(self) -> bool:
+        """There is no object, and none was predicted."""
+        return self.true_objects == self.predicted_objects == 0
+
+    @property
+    def missed(self) -> int:
+        """Objects of the truth without a match at .5."""
+        return self.true_objects - self.found
+
+    @property
+    def false(self) -> int:
+        """Predicted objects without a match at .5."""
+        return self.predicted_objects - self.found
+
+    def counts(self, tau: float = 0.5) -> Counts:
+        """Matches at this threshold.
+
+        Raises
+        ------
+        ValueError
+            When it is none of `thresholds`.
+        """
+        for known, tp in zip(self.thresholds, self.matched, strict=True):
+            if abs(known - tau) < _SAME:
+                return Counts(tp, self.predicted_objects - tp, self.true_objects - tp)
+        raise ValueError(f"threshold {tau} is none of {self.thresholds}")
+
+    def ap(self, tau: float = 0.5) -> float:
+        """tp / (tp + fp + fn) at this threshold.
+
+        Raises
+        ------
+        ValueError
+            When it is none of `thresholds`.
+        """
+        return self.counts(tau).average_precision
+
+    def mean_ap(self, low: float = 0.5, high: float = 0.9) -> float:
+        """Mean of `ap` over the thresholds from `low` to `high`, both included.
+
+        Raises
+        ------
+        ValueError
+            When there are none.
+        """
+        taus = [tau for tau in self.thresholds if low - _SAME < tau < high + _SAME]
+        if not taus:
+            raise ValueError(f"none of {self.thresholds} is from {low} to {high}")
+        return sum(self.ap(tau) for tau in taus) / len(taus)
+
+    @property
+    def pq(self) -> float:
+        """Panoptic quality, `rq` times `sq` (Kirillov et al. 2019, equation 1).
+
+        There a match is above .5; here, as in `stardist.matching`, .5 is one.
+        """
+        return self.rq * self.sq
+
+    @property
+    def rq(self) -> float:
+        """Recognition quality: tp / (tp + fp / 2 + fn / 2) at .5."""
+        return _share(2 * self.found, self.true_objects + self.predicted_objects)
+
+    @property
+    def sq(self) -> float:
+        """Segmentation quality: the mean intersection over union of the matches at .5."""
+        return _share(self.found_iou, self.found)
+
+    @property
+    def aji(self) -> float:
+        """Aggregated Jaccard index (Kumar et al. 2017, algorithm 1).
+
+        Each object of the truth takes the predicted one of the largest intersection over union, of
+        equals the one with the smallest id, even one that was taken before. Where Kumar et al. pair
+        an object that nothing overlaps with some predicted one, it has none here.
+        """
+        return _share(*self.aji_pixels)
+
+    @property
+    def aji_plus(self) -> float:
+        """`aji` with each predicted object taken once at most, so that the sum of intersections over
+        union is the largest (Graham et al. 2019, HoVer-Net, section 4.2)."""
+        return _share(*self.aji_plus_pixels)
+
+    @property
+    def dice(self) -> float:
+        """2 |T and P| / (|T| + |P|) of the pixels of all objects: who is who does not count."""
+        return _share(2 * self.common, self.true_area + self.predicted_area)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a set of images, from what was counted in each. Without further name: pooled."""
+
+    images: tuple[ImageScores, ...]
+
+    @cached_property
+    def pooled(self) -> ImageScores:
+        """What was counted in all images together."""
+        return ImageScores.pooled(self.images)
+
+    def by_image(self, score: Callable[[ImageScores], float]) -> float:
+        """Mean of a score over the images, such as `scores.by_image(lambda image: image.pq)`."""
+        return sum(score(one) for one in self.images) / len(self.images)
+
+    @property
+    def empty(self) -> int:
+        """Images without an object in truth and prediction: each counts as 0 in means over images."""
+        return sum(one.empty for one in self.images)
+
+    def ap(self, tau: float = 0.5) -> float:
+        """Pooled AP at this threshold."""
+        return self.pooled.ap(tau)
+
+    def ap_by_image(self, tau: float = 0.5) -> float:
+        """Mean over images of the AP at this threshold."""
+        return self.by_image(lambda one: one.ap(tau))
+
+    def mean_ap(self, low: float = 0.5, high: float = 0.9) -> float:
+        """Mean of the pooled AP over the thresholds from `low` to `high`."""
+        return self.pooled.mean_ap(low, high)
+
+    def mean_ap_by_image(self, low: float = 0.5, high: float = 0.9) -> float:
+        """Mean over images of the mean AP over the thresholds from `low` to `high`."""
+        return self.by_image(lambda one: one.mean_ap(low, high))
+
+    @property
+    def pq(self) -> float:
+        """Pooled panoptic quality."""
+        return self.pooled.pq
+
+    @property
+    def aji(self) -> float:
+        """Pooled aggregated Jaccard index."""
+        return self.pooled.aji
+
+    @property
+    def dice(self) -> float:
+        """Pooled Dice."""
+        return self.pooled.dice
+
+
+def score_image(
+    truth: Array, predicted: Array, thresholds: Sequence[float] = THRESHOLDS
+) -> ImageScores:
+    """The scores of a predicted label image, (Y, X) integers, against the truth of the same shape.
+
+    Raises
+    ------
+    ValueError
+        When shapes differ, an id is no integer from 0 to 2^32 - 1, or a threshold is not in [.5, 1].
+    """
+    return ImageScores.of(Overlaps.of(truth, predicted), thresholds)
+
+
+def score_images(
+    pairs: Iterable[tuple[Array, Array]], thresholds: Sequence[float] = THRESHOLDS
+) -> Scores:
+    """The scores of pairs (truth, predicted) of label images, one in memory at a time.
+
+    Raises
+    ------
+    ValueError
+        As `score_image`.
+    """
+    return Scores(tuple(score_image(*pair, thresholds) for pair in pairs))
 
 
 def count_matches(truth: Array, predicted: Array) -> Counts:
-    """Matches at an intersection over union above one half.
+    """Matches at an intersection over union of .5, of (Y, X) integer labels, 0 is background.
 
-    Parameters
-    ----------
-    truth, predicted
-        (Y, X) integer labels, 0 is background.
+    Raises
+    ------
+    ValueError
+        As `score_image`.
     """
     pairs = Overlaps.of(truth, predicted)
-    tp = int(np.count_nonzero(pairs.matches))
-    objects = (int(np.count_nonzero(areas)) for areas in (pairs.first_area, pairs.second_area))
-    true_objects, predicted_objects = objects
-    return Counts(tp, predicted_objects - tp, true_objects - tp)
+    tp = len(pairs.matches)
+    return Counts(tp, len(pairs.second_ids) - tp, len(pairs.first_ids) - tp)
 
 
-def split_ids(pairs: Overlaps) -> Array:
-    """Ids of the first image's objects that the second holds in two pieces or more.
+def _share(part: float, whole: float) -> float:
+    return part / whole if part else 0.0
 
-    An object of the second image is a piece of one of the first when it has more than half of its
-    pixels there and makes up at least a tenth of it: crumbs are no pieces. With `pairs.swapped` these
-    are the objects that fuse two or more.
 
-    Examples
-    --------
-    >>> whole, cut = np.array([[1, 1, 1, 1, 0, 2, 2]]), np.array([[4, 4, 5, 5, 0, 6, 6]])
-    >>> split_ids(Overlaps.of(whole, cut)).tolist(), split_ids(Overlaps.of(cut, whole)).tolist()
-    ([1], [])
-    """
-    is_piece = (2 * pairs.common > pairs.second_area[pairs.second]) & (
-        10 * pairs.common >= pairs.first_area[pairs.first]
-    )
-    ids, pieces = np.unique(pairs.first[is_piece], return_counts=True)
-    return ids[pieces >= 2]
+def _aji_pixels(pairs: Overlaps, chosen: Array) -> tuple[int, int]:
+    """Common and united pixels of the chosen pairs; objects in none of them are added to the latter."""
+    first, second = pairs.first[chosen], pairs.second[chosen]
+    alone = pairs.first_areas.sum() - pairs.first_areas[np.unique(first)].sum()
+    alone += pairs.second_areas.sum() - pairs.second_areas[np.unique(second)].sum()
+    return int(pairs.common[chosen].sum()), int(pairs.union[chosen].sum() + alone)

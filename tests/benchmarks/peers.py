@@ -44,9 +44,10 @@ from peers_images import made_field, montage
 
 import segpipe
 from segpipe import load_settings
-from segpipe.evaluate import Overlaps, count_matches, split_ids
+from segpipe.evaluate import count_matches
 from segpipe.memory import find_ranges
 from segpipe.models.modelfile import find_model, read_card
+from segpipe.overlaps import Overlaps, split_ids
 from segpipe.usage import Usage, watch
 
 HERE = Path(__file__).parent
@@ -258,15 +259,13 @@ def compare(
 def differences(wanted: np.ndarray, found: np.ndarray, seams: tuple[int, ...]) -> dict[str, float]:
     """Counts of objects of `wanted` that `found` cuts, fuses, loses or changes."""
     pairs = Overlaps.of(wanted, found)
-    objects = np.flatnonzero(pairs.first_area)
-    same = (pairs.common == pairs.first_area[pairs.first]) & (
-        pairs.common == pairs.second_area[pairs.second]
-    )
+    objects = pairs.first_ids
+    same = pairs.common == pairs.union
     wanted_kinds = {
         "objects": objects,
         "cut": split_ids(pairs),
-        "lost": np.setdiff1d(objects, pairs.first[pairs.matches]),
-        "changed": np.setdiff1d(objects, pairs.first[same]),
+        "lost": np.setdiff1d(objects, objects[pairs.first[pairs.matches]]),
+        "changed": np.setdiff1d(objects, objects[pairs.first[same]]),
     }
     fused = split_ids(pairs.swapped)
     at_seams, found_at_seams = touching(wanted, seams), touching(found, seams)
