@@ -94,6 +94,8 @@ def mirrored_places(places: NDArray[np.float64], size: int) -> NDArray[np.float6
     """Places between 0 and size - 1 that show what lies at `places` of the mirrored image."""
     if size == 1:
         return np.zeros_like(places)
+    if places.min() >= 0 and places.max() <= size - 1:
+        return places
     period = 2.0 * (size - 1)
     folded = np.mod(places, period)
     return np.minimum(folded, period - folded)

@@ -115,7 +115,9 @@ class BatchMaker:
 
 def batches(maker: BatchMaker, start: int, stop: int, threads: int) -> Iterator[Batch]:
     """The batches of steps [start, stop), in order, made ahead by so many threads."""
-    pool = ThreadPoolExecutor(threads, "batches")
+    # OpenMP's number of threads belongs to the calling thread: each of these uses one, or they would
+    # take the cores from the network (ten times slower crops were seen)
+    pool = ThreadPoolExecutor(threads, "batches", torch.set_num_threads, (1,))
     try:
         waiting: deque[Future[Batch]] = deque()
         ahead = max(AHEAD, math.ceil(1.5 * threads))
