@@ -124,9 +124,9 @@ def split_samples(samples: Sequence[Sample], share: float, seed: int) -> Split:
             count += size
     training = tuple(sample for sample in samples if sample.name not in chosen)
     validation = tuple(sample for sample in samples if sample.name in chosen)
-    if not validation and len({sample.group for sample in samples}) > 1:
-        groups = {sample.group for sample in samples}
-        first = min(groups, key=lambda group: _draw(seed, group))
+    names = {sample.group for sample in samples}
+    if not validation and len(names) > 1:
+        first = min(names, key=lambda group: _draw(seed, group))
         training = tuple(sample for sample in samples if sample.group != first)
         validation = tuple(sample for sample in samples if sample.group == first)
     if not training or not validation:
@@ -138,9 +138,15 @@ def split_samples(samples: Sequence[Sample], share: float, seed: int) -> Split:
         raise InputError("no mask of the training images holds an object")
     if not any(sample.labels.any() for sample in validation):
         raise InputError("no mask of the validation images holds an object; use another seed")
-    names = "\n".join(["training", *(s.name for s in training), "validation"])
-    names += "\n" + "\n".join(sample.name for sample in validation)
-    return Split(training, validation, hashlib.sha256(names.encode()).hexdigest()[:16])
+    told = "\n".join(
+        [
+            "training",
+            *(one.name for one in training),
+            "validation",
+            *(one.name for one in validation),
+        ]
+    )
+    return Split(training, validation, hashlib.sha256(told.encode()).hexdigest()[:16])
 
 
 def read_labels(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.int32]:
@@ -163,7 +169,7 @@ def read_labels(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.
                 f"{shape[0]} x {shape[1]}"
             )
         pixels = slide.read(Box(0, 0, *slide.shape[1:]))[0]
-    labels = pixels.astype(np.int32)
+    labels: NDArray[np.int32] = pixels.astype(np.int32)
     if not np.array_equal(labels, pixels) or labels.min() < 0:
         raise InputError(f"{path}: not a label image: numbers are negative or have fractions")
     ids = np.unique(labels[labels > 0])

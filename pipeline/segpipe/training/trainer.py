@@ -67,7 +67,7 @@ class Trainer:
                 "at these images and masks, or lower course.learning_rate"
             )
         self._optimiser.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
         nn.utils.clip_grad_norm_(self.network.parameters(), course.clip)
         self._scaler.step(self._optimiser)

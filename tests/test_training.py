@@ -1,0 +1,317 @@
+"""A whole training: from a YAML to a model that `segment` takes, stopped and resumed, and what fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+from click.testing import CliRunner
+
+import segpipe
+from segpipe.cli import main
+from segpipe.errors import InputError, SettingsError, Stopped
+from segpipe.geometry import Box
+from segpipe.models.modelfile import load_model, read_card
+from segpipe.models.network import NETWORKS
+from segpipe.synthetic import NucleiField
+from segpipe.training.batches import BatchMaker, Prepared, batches
+from segpipe.training.dataset import load_samples
+from segpipe.training.run import CHECKPOINT, Course, first_card, train
+from segpipe.training.settings import parse_train_settings
+from segpipe.training.trainer import Trainer, learning_rate
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Six images of made nuclei with their masks, two of one field of view."""
+    folder = tmp_path_factory.mktemp("data")
+    field = NucleiField((192, 288), seed=3, empty=0.0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for number in range(6):
+        y, x = 96 * (number // 3), 96 * (number % 3)
+        box = Box(y, x, y + 96, x + 96)
+        pixels, labels = field.pixels(box), field.labels(box)
+        tifffile.imwrite(folder / "images" / f"n{number}.tif", pixels)
+        tifffile.imwrite(folder / "masks" / f"n{number}.tif", labels.astype(np.uint16))
+    (folder / "index.csv").write_text(
+        "id,fov\n" + "".join(f"n{number},{'f' if number < 2 else ''}\n" for number in range(6))
+    )
+    return folder
+
+
+def tree(data, out, **course):
+    """Settings of a training that takes seconds."""
+    return {
+        "name": "made",
+        "output": str(out),
+        "data": {
+            "images": str(data / "images"),
+            "masks": str(data / "masks"),
+            "index": str(data / "index.csv"),
+            "group": "fov",
+            "validation": 0.3,
+        },
+        "network": {
+            "architecture": {
+                "name": "unet",
+                "parameters": {"width": 4, "depth": 2, "padding": "same", "norm": "batch"},
+            }
+        },
+        "course": {"steps": 12, "batch": 2, "crop": 64, "validate_every": 6} | course,
+        "threads": 1,
+    }
+
+
+def settings_of(data, out, **course):
+    return parse_train_settings(tree(data, out, **course), "test")
+
+
+def weights(path):
+    network, _ = load_model(path)
+    return network.state_dict()
+
+
+def same(first, second):
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_model_that_comes_out_segments(data, tmp_path):
+    trained = train(settings_of(data, tmp_path / "run", steps=60, validate_every=30))
+    card = read_card(trained.model)
+    assert card.name == "made"
+    assert card.figures["AP at IoU .50"] == pytest.approx(trained.scores.ap(0.5), abs=6e-4)
+    assert card.figures["AP at IoU .50"] > 0.3
+    assert card.object_diameter_px > 0
+    image = tifffile.imread(data / "images" / "n0.tif")
+    labels = segpipe.segment(image, str(trained.model))
+    assert labels.max() > 0
+    page = trained.report.read_text()
+    assert page.count("<polyline") == 4
+    assert page.count("data:image/png") == 2  # as many as validation images
+    assert "http" not in page.replace("http://www.w3.org", "")
+    rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert rows[0].startswith("step,loss,learning rate,AP at IoU .50")
+
+
+def test_the_figure_of_the_card_is_that_of_the_file(data, tmp_path):
+    """The validation images through `segment` with the written model score what the card says."""
+    from segpipe.evaluate import score_images
+    from segpipe.training.dataset import split_samples
+
+    settings = settings_of(data, tmp_path / "run", steps=40, validate_every=40)
+    trained = train(settings)
+    split = split_samples(load_samples(settings.data, 1), 0.3, settings.seed)
+    eager = segpipe.load_settings(None, ["infer.backend=eager", "infer.skip_empty=false"])
+    scores = score_images(
+        (one.labels, segpipe.segment(one.pixels, str(trained.model), eager))
+        for one in split.validation
+    )
+    assert scores.mean_ap() == pytest.approx(trained.scores.mean_ap(), abs=0.01)
+
+
+class _StopAt:
+    """Stands for Ctrl-C after so many steps."""
+
+    def __init__(self, monkeypatch, step):
+        before = Trainer.step
+
+        def stopping(trainer, batch, number):
+            if number == step:
+                import os
+                import signal
+
+                os.kill(os.getpid(), signal.SIGINT)
+            return before(trainer, batch, number)
+
+        monkeypatch.setattr(Trainer, "step", stopping)
+
+
+@pytest.mark.parametrize("step", [3, 5, 6])
+def test_stopped_and_resumed_it_comes_to_the_same_bytes(data, tmp_path, monkeypatch, step):
+    whole = train(settings_of(data, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        _StopAt(patch, step)
+        with pytest.raises(Stopped, match=f"step {step + 1} of 12"):
+            train(settings_of(data, tmp_path / "parts"))
+    resumed = train(settings_of(data, tmp_path / "parts"))
+    assert same(weights(whole.model), weights(resumed.model))
+    for name in ("history.csv",):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_after_kill_9_it_goes_on_to_the_same_curve(data, tmp_path):
+    whole = train(settings_of(data, tmp_path / "whole", steps=40))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree(data, tmp_path / "killed", steps=40)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segpipe.cli", "train", str(config)], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / CHECKPOINT).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert (tmp_path / "killed" / CHECKPOINT).exists()
+    resumed = train(settings_of(data, tmp_path / "killed", steps=40))
+    assert same(weights(whole.model), weights(resumed.model))
+    assert (tmp_path / "whole" / "history.csv").read_text() == (
+        tmp_path / "killed" / "history.csv"
+    ).read_text()
+
+
+def test_a_finished_training_is_not_done_again(data, tmp_path, monkeypatch):
+    first = train(settings_of(data, tmp_path))
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step was made"))
+    assert train(settings_of(data, tmp_path)).card == first.card
+
+
+def test_an_output_of_other_settings_is_refused_and_restart_begins_anew(data, tmp_path):
+    train(settings_of(data, tmp_path))
+    other = settings_of(data, tmp_path, learning_rate=0.01)
+    with pytest.raises(SettingsError, match="other settings"):
+        train(other)
+    train(other, restart=True)
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    train(settings_of(data, tmp_path))
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SettingsError, match="damaged"):
+        train(settings_of(data, tmp_path))
+
+
+def test_a_loss_that_is_no_number_names_its_batch(data, tmp_path, monkeypatch):
+    before = BatchMaker.__call__
+
+    def poisoned(maker, step):
+        batch = before(maker, step)
+        if step == 4:
+            batch.images.fill_(float("nan"))
+        return batch
+
+    monkeypatch.setattr(BatchMaker, "__call__", poisoned)
+    with pytest.raises(InputError, match=r"loss of step 4 is nan; its batch was n\d, n\d"):
+        train(settings_of(data, tmp_path))
+
+
+def prepared(data, out):
+    settings = settings_of(data, out)
+    card = first_card(settings)
+    samples = load_samples(settings.data, 1)
+    return settings, [Prepared.of(one, card, 1.0) for one in samples]
+
+
+def test_a_batch_is_a_function_of_the_step(data, tmp_path):
+    settings, samples = prepared(data, tmp_path)
+    maker = BatchMaker(samples, settings, 64)
+    ahead = list(batches(maker, 3, 9, threads=3))
+    for step, batch in zip(range(3, 9), ahead, strict=True):
+        alone = maker(step)
+        assert torch.equal(batch.images, alone.images)
+        assert torch.equal(batch.maps, alone.maps)
+        assert batch.names == alone.names
+    assert not torch.equal(ahead[0].images, ahead[1].images)
+
+
+def test_targets_of_a_batch(data, tmp_path):
+    settings, samples = prepared(data, tmp_path)
+    batch = BatchMaker(samples, settings, 64)(0)
+    foreground, interior = batch.maps[:, 0], batch.maps[:, 1]
+    assert set(foreground.unique().tolist()) == {0.0, 1.0}
+    assert interior[foreground == 0].abs().max() == 0
+    assert 0.5 < interior.max() <= 1
+    assert batch.weights.min() > 0.999  # sampled between pixels
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "unet"])
+def test_every_network_trains(data, tmp_path, name):
+    """A few steps on one batch lower the loss, through whatever heads the network has."""
+    from segpipe.models.network import build_network
+
+    settings, samples = prepared(data, tmp_path)
+    narrow = {"unetplusplus": {"width": 2, "depth": 2}, "unet3plus": {"width": 2, "depth": 2}}
+    torch.manual_seed(0)
+    network = build_network(name, narrow.get(name, {}), 1, 2)
+    trainer = Trainer(network, settings, torch.device("cpu"))
+    batch = BatchMaker(samples, settings, 64)(0)
+    losses = [trainer.step(batch, 5) for _ in range(8)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_unpadded_network_trains(data, tmp_path):
+    fields = tree(data, tmp_path, crop=64, steps=2, validate_every=2)
+    fields["network"]["architecture"]["parameters"]["padding"] = "valid"
+    assert train(parse_train_settings(fields, "test")).model.exists()
+
+
+def test_foreground_alone_trains(data, tmp_path):
+    fields = tree(data, tmp_path, steps=2, validate_every=2)
+    fields["network"]["outputs"] = ["foreground"]
+    fields["loss"] = {"name": "cross_entropy"}
+    card = train(parse_train_settings(fields, "test")).card
+    assert card.outputs == ("foreground",)
+    assert card.decode.interior == ()
+
+
+def test_the_rate_rises_and_falls(data, tmp_path):
+    course = settings_of(data, tmp_path, steps=100, warmup=0.1, learning_rate=1e-3).course
+    rates = [learning_rate(course, step) for step in range(100)]
+    assert rates[9] == pytest.approx(1e-3)
+    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
+    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"nmae": "x"}, "unknown key nmae (did you mean 'name'?)"),
+        ({"course": {"stepz": 3}}, "unknown key course.stepz (did you mean 'steps'?)"),
+        (
+            {"course": {"steps": 0}},
+            "course.steps: Input should be greater than or equal to 1, got 0",
+        ),
+        ({"data": {"images": "x"}}, "key data.masks is missing"),
+        ({"augment": {"scale": [2, 1]}}, "augment.scale must be two rising positive numbers"),
+        ({"network": {}}, "key network.architecture is missing"),
+    ],
+)
+def test_a_wrong_key_is_one_line_and_exit_code_2(data, tmp_path, change, told):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree(data, tmp_path / "run") | change))
+    result = CliRunner().invoke(main, ["train", str(config)])
+    assert result.exit_code == 2
+    assert told in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_an_unknown_loss_suggests_the_nearest(data, tmp_path):
+    fields = tree(data, tmp_path) | {"loss": {"name": "instances"}}
+    with pytest.raises(SettingsError, match="did you mean 'instance'"):
+        train(parse_train_settings(fields, "test"))
+
+
+def test_a_best_that_came_early_is_kept(data, tmp_path, monkeypatch):
+    """The model file holds the weights of the best validation, not of the last."""
+    kept = {}
+    before = Course._validate
+
+    def validating(course):
+        before(course)
+        if course.step == 6:
+            kept.update({k: v.clone() for k, v in course.trainer.averaged.state_dict().items()})
+            course.history.validations[6]["mean AP, IoU .50 to .90"] = 2.0
+            course.best = dict(kept)
+
+    monkeypatch.setattr(Course, "_validate", validating)
+    trained = train(settings_of(data, tmp_path))
+    found = weights(trained.model)
+    assert all(torch.equal(found[key], kept[key]) for key in found if not key.endswith("tracked"))
