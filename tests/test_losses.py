@@ -284,7 +284,10 @@ class Tiny(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 5, padding=2), nn.ReLU()
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.LeakyReLU(0.1),  # with so few units, some that die can end the training
+            nn.Conv2d(16, 8, 5, padding=2),
+            nn.LeakyReLU(0.1),
         )
         self.heads = nn.ModuleList(nn.Conv2d(8, 2, 1) for _ in range(2))
         self.classify = nn.Linear(8, 2)
@@ -301,7 +304,7 @@ def test_a_loss_falls_when_a_network_learns_one_image(name):
     targets = instance_targets(32)
     image = targets.maps.mean(dim=1, keepdim=True) + 0.1 * torch.randn(1, 1, 32, 32)
     network, loss = Tiny(), LOSSES[name]()
-    optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
     before = [(side.sigmoid() - targets.maps).abs().mean() for side in network(image).sides]
     losses = []
     for _ in range(60):
@@ -310,8 +313,8 @@ def test_a_loss_falls_when_a_network_learns_one_image(name):
         losses[-1].backward()
         optimiser.step()
     after = [(side.sigmoid() - targets.maps).abs().mean() for side in network(image).sides]
-    assert losses[-1] < 0.7 * losses[0]
-    assert all(late < 0.7 * early for early, late in zip(before, after, strict=True))
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(late < 0.5 * early for early, late in zip(before, after, strict=True))
 
 
 def test_shapes_that_do_not_fit_are_refused_rather_than_broadcast():

@@ -69,7 +69,7 @@ crowds = [
 
 
 @given(small)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_interior_equals_a_distance_transform_per_object_on_any_labels(labels):
     np.testing.assert_allclose(interior_of(labels), plain_interior(labels), atol=1e-6)
 
@@ -98,7 +98,7 @@ def test_the_border_of_the_image_is_no_edge():
 
 
 @given(small)
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_weights_equal_a_distance_transform_per_object_on_any_labels(labels):
     np.testing.assert_allclose(
         weight_map(labels, 10, 1.5), plain_weights(labels, 10, 1.5), atol=1e-5
