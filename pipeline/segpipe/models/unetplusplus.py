@@ -94,8 +94,9 @@ class UNetPlusPlus(Network):
         check_flag("deep_supervision", deep_supervision)
         super().__init__()
         self.channels = in_channels
+        self.outputs = out_channels
         self.stride = 2**depth
-        self.depth = depth
+        self.width, self.depth, self.norm = width, depth, norm
 
         def node(inputs: int, outputs: int) -> nn.Sequential:
             return nn.Sequential(
@@ -200,13 +201,13 @@ def prune(network: UNetPlusPlus, level: int) -> UNetPlusPlus:
         raise ModelError(
             f"the network has no head at level {level}: it was trained without deep supervision"
         )
-    head = network.heads[str(level)]
-    width = int(head.weight.shape[1])
-    normed = isinstance(network.nodes[_key(0, 0)][0].norm, nn.BatchNorm2d)
     pruned = UNetPlusPlus(
         network.channels,
-        int(head.weight.shape[0]),
-        **prune_parameters({"width": width, "norm": "batch" if normed else "none"}, level),  # type: ignore[arg-type]
+        network.outputs,
+        width=network.width,
+        depth=level,
+        norm=network.norm,
+        deep_supervision=False,
     )
     tensors = network.state_dict()
     pruned.load_state_dict({key: tensors[key] for key in pruned.state_dict()})
