@@ -79,7 +79,11 @@ class SqueezeExcite(WholeWindow):
     def forward(self, image: Tensor) -> Tensor:
         """(N, C, H, W), the same."""
         means = image.mean(dim=(2, 3))
-        gates = torch.sigmoid(self.excite(nn.functional.silu(self.squeeze(means))))
+        # a vector's left-over is computed by other code than the vector, so that the last bits of a
+        # few numbers depend on their slot in the batch; in double precision, rounded, they do not
+        precise = means.double() if image.device.type == "cpu" else means
+        squeezed = nn.functional.silu(_dense(precise, self.squeeze))
+        gates = torch.sigmoid(_dense(squeezed, self.excite)).to(image.dtype)
         return image * gates[:, :, None, None]
 
 
@@ -234,3 +238,8 @@ def _convolution(
         nn.BatchNorm2d(outputs),
         nn.SiLU(inplace=True),
     ]
+
+
+def _dense(values: Tensor, layer: nn.Linear) -> Tensor:
+    """(N, C) -> (N, outputs), in the precision of the values."""
+    return nn.functional.linear(values, layer.weight.to(values.dtype), layer.bias.to(values.dtype))
