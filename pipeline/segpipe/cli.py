@@ -485,5 +485,27 @@ def train(config: Path, restart: bool) -> None:
     click.echo(f"{trained.model}  report: {trained.report}")
 
 
+@main.command()
+@click.argument("predicted", type=click.Path(path_type=Path))
+@click.argument("truth", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), help="Folder to write into."
+)
+@click.option(
+    "--images", type=click.Path(path_type=Path), help="Folder of the images, for worst.png."
+)
+def evaluate(predicted: Path, truth: Path, out: Path | None, images: Path | None) -> None:
+    """How well PREDICTED matches TRUTH: AP at IoU .50 to .95, PQ, AJI, Dice, pooled and by image.
+
+    Both are label files, folders of them, OME-Zarr, or an OUT of `predict`; matched by name.
+    -o FOLDER gets per_image.csv, scores.json, and worst.png, a picture of the worst cases.
+    Exit code 0: all scored. 1: some were not, and are named. 2: wrong usage.
+    """
+    _log_to_stderr()
+    from segpipe.evaluation import run_evaluation
+
+    sys.exit(run_evaluation(predicted, truth, out, images, click.echo))
+
+
 if __name__ == "__main__":
     main()

@@ -58,7 +58,7 @@ def find_inputs(
     return _name(found, out, choice)
 
 
-def find_files(given: Sequence[Path], out: Path) -> list[tuple[Path, PurePosixPath]]:
+def find_files(given: Sequence[Path], out: Path | None) -> list[tuple[Path, PurePosixPath]]:
     """All image files in the given files and folders, each with its path in the folder that was given.
 
     Raises
@@ -71,11 +71,12 @@ def find_files(given: Sequence[Path], out: Path) -> list[tuple[Path, PurePosixPa
         if not path.exists():
             raise SettingsError(f"no such file or folder: {path}")
         if path.is_dir() and not is_zarr_folder(path):
-            if path.resolve() == out.resolve():
+            apart = None if out is None else out.resolve()
+            if path.resolve() == apart:
                 raise SettingsError(f"{path} is both searched and OUT; choose another OUT")
             found += [
                 (image, PurePosixPath(image.relative_to(path).as_posix()))
-                for image in _search(path, out.resolve())
+                for image in _search(path, apart)
             ]
         else:
             found.append((path, PurePosixPath(path.resolve().name)))
@@ -100,7 +101,7 @@ def is_results(folder: Path) -> bool:
     )
 
 
-def _search(folder: Path, out: Path) -> Iterator[Path]:
+def _search(folder: Path, out: Path | None) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         raise SettingsError(f"cannot search {error.filename}: {error.strerror}") from error
 
@@ -234,6 +235,11 @@ def _candidates(relative: PurePosixPath) -> Iterator[str]:
     numbered = (f"{relative.name}_{number}" for number in itertools.count(2))
     for last in itertools.chain([_stem(relative.name), relative.name], numbered):
         yield "/".join([*folders, _safe(last)])
+
+
+def stem_of(path: PurePosixPath) -> str:
+    """A file's path without suffixes, `.ome.tif` and `.ome.zarr` being one: what its image is called."""
+    return path.with_name(_stem(path.name)).as_posix()
 
 
 def _stem(name: str) -> str:

@@ -139,12 +139,17 @@ def split_ids(pairs: Overlaps) -> Array:
     >>> split_ids(Overlaps.of(whole, cut)).tolist(), split_ids(Overlaps.of(cut, whole)).tolist()
     ([1], [])
     """
+    ids: Array = pairs.first_ids[pieces(pairs)[1]]
+    return ids
+
+
+def pieces(pairs: Overlaps) -> tuple[Array, Array]:
+    """Places of the pairs (whole, piece) of the objects of `split_ids`, and of these in `first_ids`."""
     is_piece = (2 * pairs.common > pairs.second_areas[pairs.second]) & (
         10 * pairs.common >= pairs.first_areas[pairs.first]
     )
-    pieces = np.bincount(pairs.first[is_piece], minlength=len(pairs.first_ids))
-    ids: Array = pairs.first_ids[pieces >= 2]
-    return ids
+    count = np.bincount(pairs.first[is_piece], minlength=len(pairs.first_ids))
+    return np.flatnonzero(is_piece & (count >= 2)[pairs.first]), np.flatnonzero(count >= 2)
 
 
 def _count_pairs(first: Array, second: Array) -> tuple[Array, Array]:

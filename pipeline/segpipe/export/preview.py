@@ -15,9 +15,7 @@ Pure drawing on arrays; whoever calls it reads them. `Plan` says what to read, `
 
 from __future__ import annotations
 
-import functools
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from segpipe.export.drawing import Picture, draw_outlines, draw_overview, outline
+from segpipe.export.lettering import load_font, text_length, write_line
 from segpipe.geometry import Box
 
 WIDTH, HEIGHT = 1600, 900
@@ -170,23 +169,25 @@ def compose(overview: View, detail: View, caption: Caption) -> Picture:
 
     first = _at(_HEAD, _MARGIN, left)
     if limits[0] == limits[1]:
-        column = max(first.x1, _MARGIN + _length(notes[0], _SMALL))  # a strip has a longer note
+        column = max(first.x1, _MARGIN + text_length(notes[0], _SMALL))  # a strip has a longer note
         second = _at(_HEAD, column + _MARGIN, right)
     else:
         second = _at(first.y1 + _FOOT, _MARGIN, right)
-    ends = (_MARGIN + _length(facts, _MEDIUM), second.x0 + _length(notes[1], _SMALL), 640)
+    ends = (_MARGIN + text_length(facts, _MEDIUM), second.x0 + text_length(notes[1], _SMALL), 640)
     width = min(max(first.x1, second.x1, *ends) + _MARGIN, WIDTH)
     height = max(first.y1, second.y1) + _FOOT + _MARGIN // 2
     canvas = Image.new("RGB", (width, height), _GROUND)
     draw = ImageDraw.Draw(canvas, "RGBA")
-    _write(draw, (10, _MARGIN), caption.title, (_LARGE, _BRIGHT), width - 2 * _MARGIN)
-    _write(draw, (46, _MARGIN), facts, (_MEDIUM, _PALE), width - 2 * _MARGIN)
+    write_line(draw, (10, _MARGIN), caption.title, (_LARGE, _BRIGHT), width - 2 * _MARGIN)
+    write_line(draw, (46, _MARGIN), facts, (_MEDIUM, _PALE), width - 2 * _MARGIN)
     canvas.paste(Image.fromarray(left), (first.x0, first.y0))
     canvas.paste(Image.fromarray(right), (second.x0, second.y0))
     if apart:
         _draw_mark(draw, first, overview.box, detail.box)
     for panel, view, note in zip((first, second), (overview, detail), notes, strict=True):
-        _write(draw, (panel.y1 + 5, panel.x0), note, (_SMALL, _PALE), width - panel.x0 - _MARGIN)
+        write_line(
+            draw, (panel.y1 + 5, panel.x0), note, (_SMALL, _PALE), width - panel.x0 - _MARGIN
+        )
         per_pixel = view.box.shape[1] / panel.shape[1]
         if panel.shape[0] >= 60 and panel.shape[1] >= 120:
             _draw_scale_bar(draw, panel, per_pixel, caption.pixel_size_um)
@@ -251,40 +252,6 @@ def _facts(shape: tuple[int, int], caption: Caption) -> list[str]:
     return [*facts, *caption.facts]
 
 
-def _plain(text: str) -> str:
-    """`text` in the characters that Pillow's own font has: ASCII, and few others."""
-    parts = unicodedata.normalize("NFKD", text)
-    kept = (c for c in parts if not unicodedata.combining(c))
-    return "".join(c if " " <= c <= "~" or c in "\u00b7\u2026" else "?" for c in kept)
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _length(text: str, size: int) -> int:
-    return int(_font(size).getlength(_plain(text))) + 1
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    text: str,
-    style: tuple[int, tuple[int, int, int]],
-    room: int,
-) -> None:
-    """Draw one line at (y, x) in (size, colour); beyond `room` pixels it loses its middle."""
-    size, colour = style
-    font = _font(size)
-    text = shown = _plain(text if len(text) <= 400 else text[:200] + text[-200:])
-    while len(text) > 4 and draw.textlength(shown, font=font) > room:
-        middle = len(text) // 2
-        text = text[: middle - 1] + text[middle + 1 :]
-        shown = text[: middle - 1] + "\u2026" + text[middle - 1 :]
-    draw.text(corner[::-1], shown, font=font, fill=colour)
-
-
 def _draw_scale_bar(
     draw: ImageDraw.ImageDraw, panel: Box, image_pixels: float, pixel_size_um: float | None
 ) -> None:
@@ -298,7 +265,7 @@ def _draw_scale_bar(
     else:
         text = f"{length:g} um" if length < 1000 else f"{length / 1000:g} mm"
     width = round(length / per_pixel)
-    font = _font(_SMALL)
+    font = load_font(_SMALL)
     backing = max(width, int(draw.textlength(text, font=font))) + 16
     y, x = panel.y1 - 10, panel.x1 - 10
     draw.rectangle((x - backing, y - 38, x, y), fill=(0, 0, 0, 150))

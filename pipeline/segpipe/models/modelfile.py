@@ -216,9 +216,11 @@ def import_model(source: Path, destination: Path, card_fields: Mapping[str, Any]
     source
         A .safetensors file, with or without a card (ours, or one with the flat keys that
         `segpipe.models.foreign` lists), or a .pt or .pth file with a state dict, of which nothing
-        but tensors is read (`torch.load(weights_only=True)`).
+        but tensors is read (`torch.load(weights_only=True)`). Tensors named as in one of
+        `segpipe.models.layouts` are renamed.
     card_fields
-        Keys of the card; they go before those of the source's own.
+        Keys of the card; they go before those of the source's own. Where the layout of the tensors
+        is known, `architecture` may be left out, or give some of its parameters.
 
     Raises
     ------
@@ -229,17 +231,25 @@ def import_model(source: Path, destination: Path, card_fields: Mapping[str, Any]
     import torch
 
     from segpipe.models.foreign import read_card_fields, read_state_dict
+    from segpipe.models.layouts import architecture_fields, recognise, translate
     from segpipe.models.network import build_network, describe_tensors
 
     is_safetensors = source.suffix == SUFFIX
     fields = read_card_fields(read_header(source)) if is_safetensors else {}
-    card = parse_card({**fields, **card_fields}, str(source))
     tensors = read_tensors(source) if is_safetensors else read_state_dict(source)
     tensors = {
         key: tensor.to(torch.float32)
         for key, tensor in tensors.items()
         if not key.endswith("num_batches_tracked")
     }
+    fields |= card_fields
+    layout = recognise(tensors)
+    given = fields.get("architecture", {})
+    if layout is not None and isinstance(given, Mapping):
+        fields["architecture"] = architecture_fields(layout, tensors, given)
+    card = parse_card(fields, str(source))
+    if layout is not None:
+        tensors = translate(layout, tensors, *card.network_arguments[1:])
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     check_shapes(shapes, describe_tensors(*card.network_arguments), str(source))
     network = build_network(*card.network_arguments)

@@ -25,6 +25,8 @@ NETWORKS: Mapping[str, str] = {
     "unetplusplus": "segpipe.models.unetplusplus:UNetPlusPlus",
     "unet3plus": "segpipe.models.unet3plus:UNet3Plus",
     "resunet": "segpipe.models.resunet:ResUNet",
+    "mobileunet": "segpipe.models.mobileunet:MobileUNet",
+    "effunet": "segpipe.models.effunet:EffUNet",
 }
 """Architecture name -> module and class, imported when first built."""
 

@@ -26,6 +26,8 @@ often has it, a 1x1 convolution. Deviations: up-sampling, of which the paper say
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -133,7 +135,7 @@ class ResUNet(Network):
         widths = [width * 2**level for level in range(depth + 1)]
         self.encoder = nn.ModuleList([Unit(in_channels, width, shortcut, first=True)])
         self.decoder = nn.ModuleList()
-        for here, below in zip(widths, widths[1:], strict=False):
+        for here, below in pairwise(widths):
             self.encoder.append(Unit(here, below, shortcut, stride=2))
             self.decoder.append(Unit(here + below, here, shortcut))
         self.up = nn.Upsample(scale_factor=2, mode="nearest")

@@ -160,15 +160,16 @@ class UNet(Network):
         return result > 4 and size > 2 * self.margin
 
 
-def decoder_reach(depth: int) -> list[int]:
+def decoder_reach(depth: int, *, first: int = 2, level: int = 2) -> list[int]:
     """Pixels that each level, 0 to the bottom, computes beyond the core, in its own pixels.
 
-    The two 3x3 convolutions of a level take 2, which see the zeros of their padding and are thrown
-    away; what is left must cover what the level above begins with, at half its size: 2, 3, 4, 4, ...
+    `first` and `level` are what the convolutions of level 0 and of the others look at: 2 for two of
+    3x3. They see the zeros of their padding there, which are thrown away; what is left must cover
+    what the level above begins with, at half its size: 2, 3, 4, 4, ...
     """
-    reach = [2]
+    reach = [first]
     for _ in range(depth):
-        reach.append(-(-reach[-1] // 2) + 2)
+        reach.append(-(-reach[-1] // 2) + level)
     return reach
 
 

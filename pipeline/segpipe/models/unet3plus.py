@@ -110,14 +110,12 @@ class UNet3Plus(Network):
             nn.Sequential(_block(inputs, outputs), _block(outputs, outputs))
             for inputs, outputs in pairwise([in_channels, *widths])
         )
-        self.branches = nn.ModuleList()
+        self.branches = nn.ModuleDict()
         self.fuse = nn.ModuleList()
         for here in range(depth):
-            sources = [
-                channels if level in (*range(here + 1), depth) else fused
-                for level, channels in enumerate(widths)
-            ]
-            self.branches.append(nn.ModuleList(_block(source, width) for source in sources))
+            for level, channels in enumerate(widths):
+                source = fused if here < level < depth else channels
+                self.branches[_key(here, level)] = _block(source, width)
             self.fuse.append(_block(fused, fused))
         # index s: by 2^s
         self.pool = nn.ModuleList(nn.MaxPool2d(2**step) for step in range(depth))
@@ -189,7 +187,7 @@ class UNet3Plus(Network):
         decoded = {self.depth: crop_border(encoded[-1], start[-1])}
         for here in reversed(range(self.depth)):
             inputs = []
-            for level, branch in enumerate(self.branches[here]):
+            for level in range(self.depth + 1):
                 if level <= here:
                     step = here - level
                     source = crop_border(encoded[level], start[here] * 2**step)
@@ -198,7 +196,7 @@ class UNet3Plus(Network):
                     step = level - here
                     source = self.up[step](decoded[level])
                     source = crop_border(source, start[here] - start[level] * 2**step)
-                inputs.append(branch(source))
+                inputs.append(self.branches[_key(here, level)](source))
             decoded[here] = self.fuse[here](torch.cat(inputs, dim=1))
         return [decoded[level] for level in range(self.depth)]
 
@@ -218,3 +216,8 @@ def _level_extents(depth: int) -> list[int]:
 
 def _block(inputs: int, outputs: int) -> Block:
     return Block(inputs, outputs, "same", "batch")
+
+
+def _key(here: int, level: int) -> str:
+    """Name of the branch by which level `here` of the decoder sees level `level`."""
+    return f"{here}_{level}"

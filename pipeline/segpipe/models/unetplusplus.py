@@ -26,6 +26,7 @@ exclude one another.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -57,6 +58,11 @@ class UNetPlusPlus(Network):
         Number of poolings. A network pruned to level L has depth L.
     norm
         "batch": batch norm between convolution and ReLU; "none": as in the authors' code.
+    up
+        "transposed": a convolution that halves the channels, as in the authors' code; "bilinear":
+        without weights; "corners": bilinear with aligned corners, as much published code has it.
+        Where a pixel looks then depends on the size of the window and its place in it, so that the
+        network is not exact; in the middle of a window it does what "bilinear" does.
     deep_supervision
         Whether there is a head on each of X01 .. X0depth, and the output is their mean; else there
         is one on the last.
@@ -73,7 +79,6 @@ class UNetPlusPlus(Network):
     (16, True, False)
     """
 
-    exact = True
     margin = 0
 
     def __init__(
@@ -84,6 +89,7 @@ class UNetPlusPlus(Network):
         width: int = 32,
         depth: int = 4,
         norm: str = "none",
+        up: str = "transposed",
         deep_supervision: bool = True,
     ) -> None:
         check_range("in_channels", in_channels, 1, 256)
@@ -91,11 +97,14 @@ class UNetPlusPlus(Network):
         check_range("depth", depth, 1, 6)
         check_range("width", width, 1, MAX_CHANNELS // 2**depth)
         check_choice("norm", norm, ("none", "batch"))
+        check_choice("up", up, ("transposed", "bilinear", "corners"))
         check_flag("deep_supervision", deep_supervision)
         super().__init__()
         self.channels = in_channels
+        self.outputs = out_channels
         self.stride = 2**depth
-        self.depth = depth
+        self.exact = up != "corners"
+        self.width, self.depth, self.norm, self.scaling = width, depth, norm, up
 
         def node(inputs: int, outputs: int) -> nn.Sequential:
             return nn.Sequential(
@@ -110,8 +119,13 @@ class UNetPlusPlus(Network):
             self.nodes[_key(level, 0)] = node(inputs, outputs)
         for level, column in self._inner_nodes():
             here, below = widths[level : level + 2]
-            self.up[_key(level, column)] = nn.ConvTranspose2d(below, here, kernel_size=2, stride=2)
-            self.nodes[_key(level, column)] = node((column + 1) * here, here)
+            if up == "transposed":
+                scale: nn.Module = nn.ConvTranspose2d(below, here, kernel_size=2, stride=2)
+                below = here
+            else:
+                scale = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=up == "corners")
+            self.up[_key(level, column)] = scale
+            self.nodes[_key(level, column)] = node(column * here + below, here)
         self.heads = nn.ModuleDict(
             {
                 str(column): nn.Conv2d(width, out_channels, kernel_size=1)
@@ -175,12 +189,16 @@ class UNetPlusPlus(Network):
         """Pixels beyond the core with which each inner node begins, in its level's own.
 
         Its two 3x3 convolutions take 2, which see the zeros of their padding; what is left must
-        cover what the nodes right of it and above it begin with.
+        cover what the nodes right of it and above it begin with, and bilinear scaling looks at one
+        pixel more. With aligned corners it needs all of the window, to know where the corners are.
         """
+        if self.scaling == "corners":
+            return dict.fromkeys(self._inner_nodes(), sys.maxsize)
+        more = 1 if self.scaling == "bilinear" else 0
         extent: dict[tuple[int, int], int] = {}
         for level, column in reversed(self._inner_nodes()):
             right = [extent[level, other] for other in range(column + 1, self.depth - level + 1)]
-            above = [-(-extent[level - 1, column + 1] // 2)] if level else []
+            above = [-(-extent[level - 1, column + 1] // 2) + more] if level else []
             extent[level, column] = 2 + max([0, *right, *above])
         return extent
 
@@ -200,13 +218,14 @@ def prune(network: UNetPlusPlus, level: int) -> UNetPlusPlus:
         raise ModelError(
             f"the network has no head at level {level}: it was trained without deep supervision"
         )
-    head = network.heads[str(level)]
-    width = int(head.weight.shape[1])
-    normed = isinstance(network.nodes[_key(0, 0)][0].norm, nn.BatchNorm2d)
     pruned = UNetPlusPlus(
         network.channels,
-        int(head.weight.shape[0]),
-        **prune_parameters({"width": width, "norm": "batch" if normed else "none"}, level),  # type: ignore[arg-type]
+        network.outputs,
+        width=network.width,
+        depth=level,
+        norm=network.norm,
+        up=network.scaling,
+        deep_supervision=False,
     )
     tensors = network.state_dict()
     pruned.load_state_dict({key: tensors[key] for key in pruned.state_dict()})

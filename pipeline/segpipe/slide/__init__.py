@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segpipe.slide.channels import list_channels, select_channels
-from segpipe.slide.omezarr import is_zarr_folder
+from segpipe.slide.omezarr import is_zarr_folder, list_labels
 from segpipe.slide.planes import THE_PLANE, Choice, Plane, Scene
 from segpipe.slide.slide import (
     IMAGE_SUFFIXES,
@@ -25,6 +25,7 @@ __all__ = [
     "input_fingerprint",
     "is_zarr_folder",
     "list_channels",
+    "list_labels",
     "open_file",
     "open_slide",
     "select_channels",

@@ -66,6 +66,24 @@ def open_omezarr(path: Path) -> OmeZarrContents:
         return OmeZarrContents(path)
 
 
+def list_labels(path: Path) -> tuple[Path, ...]:
+    """The label images that an OME-Zarr image names as its own, each an OME-Zarr folder itself.
+
+    Raises
+    ------
+    InputError
+        When the metadata cannot be read, or lead out of the folder.
+    """
+    with _readable(path):
+        root = zarr.open_group(str(path), mode="r", use_consolidated=False)
+        group = root.get("labels")
+        listed = namespace(group).get("labels") if isinstance(group, zarr.Group) else None
+        names = [str(name) for name in listed] if isinstance(listed, list) else []
+        for name in names:
+            inside(path, root["labels"], name)  # type: ignore[arg-type]
+        return tuple(path / "labels" / name for name in names)
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:

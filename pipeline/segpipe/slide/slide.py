@@ -111,6 +111,22 @@ class Slide:
         ValueError, IndexError
             When the slide is closed, the box is not inside the image, or there is no such channel.
         """
+        pixels = self.read_stored(box, channels)
+        try:
+            return to_working(pixels, self.dtype)
+        except ValueError as error:
+            raise unusable(
+                self.path, f"has {error} in {box}", "convert it to uint16 or float32"
+            ) from error
+
+    def read_stored(self, box: Box, channels: Sequence[int] | None = None) -> NDArray[Any]:
+        """As `read`, in the file's own dtype: label ids of 32 bits stay what they are.
+
+        Raises
+        ------
+        InputError, ValueError, IndexError
+            As `read`.
+        """
         if self._closed:
             raise ValueError(f"{self!r} is closed")
         if not Box(0, 0, *self.shape[1:]).contains(box):
@@ -119,14 +135,8 @@ class Slide:
         if not all(0 <= channel < self.shape[0] for channel in wanted):
             raise IndexError(f"channels {wanted} of {self!r}")
         if not wanted or box.area == 0:
-            return np.empty((len(wanted), *box.shape), self.dtype)
-        pixels = self._source.read(box, wanted)
-        try:
-            return to_working(pixels, self.dtype)
-        except ValueError as error:
-            raise unusable(
-                self.path, f"has {error} in {box}", "convert it to uint16 or float32"
-            ) from error
+            return np.empty((len(wanted), *box.shape), self._source.header.dtype)
+        return self._source.read(box, wanted)
 
     def close(self) -> None:
         """Let go of the file and of what was decoded; may be called again."""

@@ -29,7 +29,8 @@ def foreground_of(labels: Array) -> Array:
         When `labels` is not a label image.
     """
     _check_labels(labels)
-    return (labels != 0).astype(np.float32)
+    inside: Array = labels != 0
+    return inside.astype(np.float32)
 
 
 def interior_of(labels: Array) -> Array:
@@ -206,47 +207,63 @@ def _fill_interior(ids: Array, squared: Array, count: int, result: Array) -> Non
     """Fill `result` from the rows' squared distances; modifies both."""
     height, width = ids.shape
     largest = np.zeros(count + 1)
-    centre = np.empty(height + 2, np.int64)  # of the parabolas of the envelope, in order
-    offset = np.empty(height + 2)
-    begin = np.empty(height + 2)  # where each is the lowest from
+    centre = np.empty(height + 2, np.int64)
+    offset, begin = np.empty(height + 2), np.empty(height + 2)
     for x in range(width):
         start = 0
         while start < height:
             stop = start + 1
             while stop < height and ids[stop, x] == ids[start, x]:
                 stop += 1
-            if ids[start, x] != 0:
-                last = -1
-                for y in range(max(start - 1, 0), min(stop + 1, height)):
-                    value = squared[y, x] if start <= y < stop else 0.0
-                    if value == _NO_EDGE:
-                        continue
-                    crossing = -np.inf
-                    while last >= 0:
-                        other = centre[last]
-                        crossing = (value + y * y - offset[last] - other * other) / (
-                            2.0 * (y - other)
-                        )
-                        if crossing > begin[last]:
-                            break
-                        last -= 1
-                        crossing = -np.inf
-                    last += 1
-                    centre[last], offset[last], begin[last] = y, value, crossing
-                piece = 0
-                for y in range(start, stop):
-                    if last < 0:  # no edge in sight: the object fills the image
-                        squared[y, x] = 1.0
-                    else:
-                        while piece < last and begin[piece + 1] <= y:
-                            piece += 1
-                        squared[y, x] = float((y - centre[piece]) ** 2) + offset[piece]
-                    largest[ids[y, x]] = max(largest[ids[y, x]], squared[y, x])
+            one = ids[start, x]
+            if one != 0:
+                _measure_run(squared[:, x], start, stop, centre, offset, begin)
+                largest[one] = max(largest[one], squared[start:stop, x].max())
             start = stop
     for y in range(height):
         for x in range(width):
             if ids[y, x] != 0:
                 result[y, x] = sqrt(squared[y, x] / largest[ids[y, x]])
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _measure_run(
+    squared: Array, start: int, stop: int, centre: Array, offset: Array, begin: Array
+) -> None:
+    """Turn squared distances along rows into those in the plane, for a run of one id in a column.
+
+    Each pixel y of the run is at most the lowest of the parabolas squared[j] + (y - j)^2, where the
+    two pixels beyond the run's ends, if the image has them, are edges: 0.
+
+    Parameters
+    ----------
+    squared
+        (Y,) float64, a column; modified from `start` to `stop`.
+    centre, offset, begin
+        Scratch, Y + 2 long: of each parabola of the lower envelope its j, its squared[j], and where
+        it is the lowest from.
+    """
+    last = -1
+    for y in range(max(start - 1, 0), min(stop + 1, len(squared))):
+        value = squared[y] if start <= y < stop else 0.0
+        if value == _NO_EDGE:
+            continue
+        crossing = -np.inf
+        while last >= 0:
+            other = centre[last]
+            crossing = (value + y**2 - offset[last] - other**2) / (2.0 * (y - other))
+            if crossing > begin[last]:
+                break
+            last -= 1
+            crossing = -np.inf
+        last += 1
+        centre[last], offset[last], begin[last] = y, value, crossing
+    piece = 0
+    for y in range(start, stop):
+        while piece < last and begin[piece + 1] <= y:
+            piece += 1
+        # without any edge the object fills the image: the same depth everywhere
+        squared[y] = (y - centre[piece]) ** 2 + offset[piece] if last >= 0 else 1.0
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
