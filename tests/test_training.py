@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -266,8 +267,8 @@ def test_the_rate_rises_and_falls(data, tmp_path):
     course = settings_of(data, tmp_path, steps=100, warmup=0.1, learning_rate=1e-3).course
     rates = [learning_rate(course, step) for step in range(100)]
     assert rates[9] == pytest.approx(1e-3)
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
-    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:10]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,10 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Files of several planes: each z plane an image, or their maximum; each time "
             "point and each scene an image.",
         ),
+        click.option(
+            "--tta", is_flag=True,
+            help="Test-time augmentation: the mean over 8 views of each window, 8 times the cost.",
+        ),
         click.option("--pixel-size", type=float, metavar="UM", help="Size of a pixel in um."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -238,6 +242,7 @@ def _load(
     device: str | None,
     channels: tuple[str, ...],
     planes: str | None,
+    tta: bool,
     pixel_size: float | None,
 ) -> tuple[Settings, tuple[Path, ...], Path | None]:
     """Settings, inputs and OUT: from the YAML, and over it from the options."""
@@ -251,6 +256,7 @@ def _load(
         {
             "infer.model": model,
             "infer.device": device,
+            "infer.tta": tta or None,
             "engine.kind": engine,
             "engine.workers": workers,
             "tile.channel": list(channels) or None,

@@ -59,6 +59,7 @@ def segment(
         precision=infer.precision,
         backend=infer.backend,
         core_only=True,
+        tta=infer.tta,
     )
     pixels = array[np.newaxis] if array.ndim == 2 else array
     if pixels.ndim != 3 or len(pixels) != segmenter.channels or pixels.size == 0:

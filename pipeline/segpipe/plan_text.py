@@ -51,11 +51,12 @@ def _models(images: Sequence[ImagePlan]) -> Iterator[str]:
             f"geometry      context {model.context} px, halo {numeric.halo}, stride {numeric.stride}, "
             f"core {numeric.core}, region {image.region}"
         )
+        views = ", mean of 8 views" if numeric.tta else ""
         skips = "skips empty tiles" if numeric.skip_empty else "infers all tiles"
         layout = f", {numeric.memory_format}" if numeric.backend == "eager" else ""
         yield (
             f"numeric plan  {numeric.backend}{layout}, {numeric.precision}, batch {numeric.batch}, "
-            f"{counted(numeric.threads, 'thread')} per process, {skips}"
+            f"{counted(numeric.threads, 'thread')} per process{views}, {skips}"
         )
 
 

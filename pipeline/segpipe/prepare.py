@@ -302,6 +302,7 @@ class _Plans:
             threads=infer.threads,
             backend=self.open["backend"] if infer.backend == AUTO else infer.backend,
             skip_empty=infer.skip_empty and model.card.empty is not None,
+            tta=infer.tta,
         )
         self.check(model)
         region = tile.region or ceil_to(self.open["region"], tile.core)

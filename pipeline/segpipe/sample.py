@@ -190,7 +190,9 @@ def _inner(image: Image, box: Box) -> Box:
 def window_operations(image: Image) -> int:
     """Floating-point operations of the network for one window of this image."""
     model = image.model
-    return _operations(model.path, model.hash, image.tiles.window_shape, model.halo)
+    return image.plan.calls * _operations(
+        model.path, model.hash, image.tiles.window_shape, model.halo
+    )
 
 
 @functools.lru_cache(maxsize=256)

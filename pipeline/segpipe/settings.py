@@ -122,6 +122,9 @@ class InferSettings(_Section):
     normalise: tuple[float, float] | None = Field(
         None, description="[low, high] of the image that become 0 and 1; null: the model's rule"
     )
+    tta: bool = Field(
+        False, description="test-time augmentation: the mean over 8 views, at 8 times the cost"
+    )
     skip_empty: bool = Field(
         True, description="leave out tiles in which the model, by its card, sees nothing"
     )

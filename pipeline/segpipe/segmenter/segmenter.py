@@ -19,6 +19,7 @@ from segpipe.models.network import Network
 from segpipe.segmenter.devices import choose_device
 from segpipe.segmenter.eager import MEMORY_FORMATS, PRECISIONS, Eager
 from segpipe.segmenter.forward import Forward
+from segpipe.segmenter.views import EightViews
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ def load_segmenter(
     precision: str = "float32",
     backend: str = "auto",
     core_only: bool = False,
+    tta: bool = False,
 ) -> Segmenter:
     """The segmenter of a model file.
 
@@ -179,6 +181,9 @@ def load_segmenter(
     core_only
         Whether the outputs of a window's halo are not wanted, so that they need not be computed:
         the segmenter's margin is then its halo, and else the network's margin.
+    tta
+        Whether probabilities are the mean over eight views of each window: see
+        `segpipe.segmenter.views`.
 
     Raises
     ------
@@ -221,6 +226,8 @@ def load_segmenter(
             memory_format=memory_format,
             precision=precision,
         )
+    if tta:
+        forward = EightViews(forward)
     return Segmenter(network, card, geometry, forward, place, batch=batch, margin=margin)
 
 

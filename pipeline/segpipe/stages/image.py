@@ -60,6 +60,13 @@ class NumericPlan:
     backend: str
     skip_empty: bool = False
     """Whether tiles in which the model's card says that it sees nothing become zeros unseen."""
+    tta: bool = False
+    """Whether probabilities are the mean over eight views of each window."""
+
+    @property
+    def calls(self) -> int:
+        """How often the network sees each window."""
+        return 8 if self.tta else 1
 
 
 @dataclass(frozen=True)

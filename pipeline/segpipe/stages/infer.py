@@ -102,6 +102,7 @@ def _segmenter(path: Path, _hash: str, device: str, backend: str, plan: NumericP
         precision=plan.precision,
         backend=backend,
         core_only=True,
+        tta=plan.tta,
     )
 
 
