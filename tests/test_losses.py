@@ -171,6 +171,18 @@ def test_ms_ssim_finds_back_from_the_opposite_structure():
     assert terms.ms_ssim(logits, truth) < 0.2
 
 
+def test_similarities_go_on_below_a_hundredth_without_a_step_or_a_kink():
+    similarity = torch.linspace(-1, 1, 20001, dtype=torch.float64, requires_grad=True)
+    result = terms._positive(similarity)
+    (slope,) = torch.autograd.grad(result.sum(), similarity)
+    above = similarity > 0.01
+    assert torch.equal(result[above], similarity[above])
+    assert result.min() > 0
+    assert slope.min() > 0
+    assert result.diff().abs().max() < 1.1e-4
+    assert slope.diff().abs().max() < 0.03
+
+
 def test_ms_ssim_refuses_what_is_smaller_than_its_window():
     with pytest.raises(ValueError, match="MS-SSIM of 10 px; expected sides of 11 px or more"):
         terms.ms_ssim(*batch((1, 1, 10, 30)))
