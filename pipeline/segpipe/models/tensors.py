@@ -35,21 +35,6 @@ DTYPES = ("F32", "F16")
 PICKLES = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(1, 6)))
 """How files of torch.save begin: a zip with a pickle in it, or a bare pickle."""
 
-Storage = Literal["float32", "float16"]
-"""How the kernels of a network are stored; what has one dimension is float32 always."""
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Tensor name -> shape."""
-
-LARGEST_HEADER = 4 * 2**20
-LARGEST_FILE = 8 * 2**30
-DTYPES = ("F32", "F16")
-"""What weights are stored as; all become float32 in memory."""
-PICKLES = (b"PK\x03\x04", b"\x80")
-"""How files of torch.save begin: a zip with a pickle in it, or a bare pickle. As the length of a header
-either would be petabytes, or more bytes than a header may have."""
-
-
 def read_header(path: Path) -> dict[str, Any]:
     """The JSON header of a safetensors file.
 
