@@ -35,6 +35,7 @@ DTYPES = ("F32", "F16")
 PICKLES = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(1, 6)))
 """How files of torch.save begin: a zip with a pickle in it, or a bare pickle."""
 
+
 def read_header(path: Path) -> dict[str, Any]:
     """The JSON header of a safetensors file.
 
