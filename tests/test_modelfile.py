@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from segpipe.models.modelfile import (
     write_model,
 )
 from segpipe.models.network import Network, build_network
+from segpipe.models.tensors import storage_of
 
 SHIPPED = "nuclei-fluorescence"
 FIELDS: dict[str, Any] = {
@@ -97,6 +99,42 @@ def test_the_same_model_gives_the_same_bytes(small, tmp_path):
         network.head.bias += 1
     write_model(other, network, card)
     assert model_hash(other) != model_hash(small)
+
+
+def test_kernels_stored_as_float16_are_rounded_once_and_float32_in_memory(tmp_path):
+    network, path = small_network(), tmp_path / "half.safetensors"
+    write_model(path, network, make(), storage="float16")
+    loaded, card = load_model(path)
+    assert card == make() and storage_of(path) == "float16"
+    for key, value in network.state_dict().items():
+        found = loaded.state_dict()[key]
+        if key.endswith("num_batches_tracked"):
+            continue
+        assert found.dtype == torch.float32
+        assert torch.equal(found, value.half().float() if value.dim() > 1 else value), key
+    other = tmp_path / "other.safetensors"
+    write_model(other, network, make())
+    assert storage_of(other) == "float32" and model_hash(other) != model_hash(path)
+    write_model(other, loaded, card, storage_of(path))  # as `models calibrate` does
+    assert other.read_bytes() == path.read_bytes()
+
+
+def test_float16_of_a_wide_network_is_half_the_bytes(tmp_path):
+    card = make(architecture={"name": "unet", "parameters": {"width": 16, "depth": 2}})
+    network, sizes = build_network(*card.network_arguments), {}
+    for storage in ("float32", "float16"):
+        write_model(tmp_path / "x.safetensors", network, card, storage)
+        sizes[storage] = (tmp_path / "x.safetensors").stat().st_size
+    assert 0.5 < sizes["float16"] / sizes["float32"] < 0.52
+
+
+def test_a_weight_too_large_for_float16_is_refused(tmp_path):
+    network = small_network()
+    with torch.no_grad():
+        network.head.weight[0, 0] = 1e5
+    with pytest.raises(ModelError, match=r"head\.weight is too large for float16"):
+        write_model(tmp_path / "x.safetensors", network, make(), storage="float16")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(small, monkeypatch):
@@ -269,11 +307,17 @@ def without(key: str) -> Any:
         (lambda header: {**header, "__metadata__": 3}, "no model card"),
         (without("head.bias"), r"tensor head\.bias is missing \(1 of "),
         (with_tensor("evil", dtype="F32", shape=[1], data_offsets=[0, 4]), "tensor evil is none"),
-        (with_tensor("head.bias", dtype="F16"), r"head\.bias is not float32"),
+        (with_tensor("head.bias", dtype="F64"), r"head\.bias is neither float32 nor float16"),
+        (with_tensor("head.bias", dtype="BF16"), r"head\.bias is neither float32 nor float16"),
+        (with_tensor("head.bias", dtype=3), r"head\.bias is neither float32 nor float16"),
+        (with_tensor("head.bias", dtype="F16"), "not a usable safetensors file"),
         (with_tensor("head.bias", shape=[3]), r"head\.bias has shape \(3,\), .* \(2,\)"),
         (with_tensor("head.bias", shape=7), r"head\.bias has shape \(\)"),
         (with_tensor("head.bias", data_offsets=[0, 2**60]), "not a usable safetensors file"),
         (with_tensor("head.bias", data_offsets="x"), "not a usable safetensors file"),
+        (with_tensor("head.bias", data_offsets=[0, 8]), "not a usable safetensors file"),
+        (with_tensor("head.bias", data_offsets=[8, 0]), "not a usable safetensors file"),
+        (with_tensor("head.bias", data_offsets=[-8, 0]), "not a usable safetensors file"),
         (
             with_card(architecture={"name": "unet", "parameters": {"width": 10**12}}),
             "width is 1000000000000; expected an integer",
@@ -293,6 +337,29 @@ def test_a_hostile_header_is_one_line(small, change, message):
         load_model(small)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_header_that_is_huge_is_not_read(small):
+    text = b"{}" + b" " * 5 * 2**20
+    small.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ModelError, match="not a safetensors file, or cut short"):
+        read_card(small)
+
+
+@pytest.mark.parametrize("bytes_of", ["zip", "legacy", *range(2, 6)])
+def test_a_pickle_by_the_name_of_safetensors_is_told_to_be_one(tmp_path, bytes_of):
+    path = tmp_path / "x.safetensors"
+    target = tmp_path / "executed"
+    if isinstance(bytes_of, int):
+        path.write_bytes(pickle.dumps(Evil(target), protocol=bytes_of))
+    else:
+        content = {"weight": Evil(target)}
+        torch.save(content, path, _use_new_zipfile_serialization=bytes_of == "zip")
+    for use in (read_card, load_model, lambda path: import_model(path, tmp_path / "out", FIELDS)):
+        with pytest.raises(ModelError, match=r"a pickle or zip.*rename it to \.pt") as caught:
+            use(path)
+        assert "\n" not in str(caught.value)
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -433,6 +500,68 @@ def test_a_pickle_is_never_executed(tmp_path):
         assert "\n" not in str(caught.value)
     assert not target.exists()
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_pt_that_is_no_state_dict_is_told_what_it_is(tmp_path):
+    network = small_network().eval()
+    target = tmp_path / "executed"
+    torch.save(network, tmp_path / "module.pt")
+    torch.save({"weight": Evil(target)}, tmp_path / "code.pt")
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:  # as torch.jit.save lays it out
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py", "version"):
+            archive.writestr(f"script/{name}", b"")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"0" * 10_000_000)
+    torch.save({"weight": torch.ones(2, 2).to_sparse()}, tmp_path / "sparse.pt")
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "renamed.pt")
+    for name, message in {
+        "module": r"objects or code, such as segpipe\.models\.unet\.UNet, which is not run",
+        "code": r"objects or code, such as \S+, which is not run",
+        "script": "a TorchScript program, which would have to be run",
+        "bomb": "parts are compressed",
+        "sparse": "tensor weight is sparse",
+        "renamed": "something else, or is damaged",
+    }.items():
+        with pytest.raises(ModelError, match=message) as caught:
+            import_model(tmp_path / f"{name}.pt", tmp_path / "out.safetensors", FIELDS)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert not target.exists() and not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_of_which_bytes_are_changed_is_one_line(tmp_path, zipped):
+    """Whatever torch's reader raises for it; what still loads is checked tensor by tensor."""
+    source = tmp_path / "weights.pt"
+    torch.save(small_network().state_dict(), source, _use_new_zipfile_serialization=zipped)
+    data, random, refused = source.read_bytes(), np.random.default_rng(0), 0
+    start = data.index(b"encoder.0.0.conv.weight")
+    for _ in range(150):
+        changed = bytearray(data)
+        for place in random.integers(start, start + 2000, 3):
+            changed[place] = random.integers(256)
+        source.write_bytes(changed)
+        try:
+            import_model(source, tmp_path / "out.safetensors", FIELDS)
+        except ModelError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 100
+
+
+def test_a_tensor_of_any_shape_in_a_few_bytes_is_refused_before_it_is_made(tmp_path):
+    state = dict(small_network().state_dict())
+    state["head.bias"] = torch.zeros(1).expand(2**50)
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=r"head\.bias has more values than the file"):
+        import_model(tmp_path / "weights.pt", tmp_path / "out.safetensors", FIELDS)
+
+
+def test_weights_that_are_not_numbers_are_not_imported(tmp_path):
+    state = dict(small_network().state_dict())
+    state["head.bias"] = torch.tensor([0.0, float("nan")])
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=r"head\.bias holds NaN"):
+        import_model(tmp_path / "weights.pt", tmp_path / "out.safetensors", FIELDS)
 
 
 def test_import_refuses_weights_of_another_architecture(tmp_path):

@@ -30,6 +30,7 @@ from segpipe.inference import normalise, tile_outputs
 from segpipe.memory import find_ranges
 from segpipe.models.card import Empty
 from segpipe.models.modelfile import ModelCard, find_model, load_model, write_model
+from segpipe.models.tensors import storage_of
 from segpipe.occupancy import SCALES
 from segpipe.segmenter import Segmenter, load_segmenter
 from segpipe.settings import Settings
@@ -75,7 +76,7 @@ def calibrate_model(model: str, files: Sequence[Path], destination: Path) -> Emp
     segmenter = load_segmenter(path)
     empty = calibrate(segmenter, (_normalised(file, segmenter.card) for file in files))
     network, card = load_model(path)
-    write_model(destination, network, card.model_copy(update={"empty": empty}))
+    write_model(destination, network, card.model_copy(update={"empty": empty}), storage_of(path))
     return empty
 
 

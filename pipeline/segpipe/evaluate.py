@@ -219,15 +219,15 @@ class ImageScores:
         """Aggregated Jaccard index (Kumar et al. 2017, algorithm 1).
 
         Each object of the truth takes the predicted one of the largest intersection over union, of
-        equals the one with the smallest id, even one that was taken before. Where Kumar et al. pair
-        an object that nothing overlaps with some predicted one, it has none here.
+        equals the one with the smallest id, even one that was taken before. One that nothing overlaps
+        takes none: its pixels are added to the union, as are those of predicted objects not taken.
         """
         return _share(*self.aji_pixels)
 
     @property
     def aji_plus(self) -> float:
         """`aji` with each predicted object taken once at most, so that the sum of intersections over
-        union is the largest (Graham et al. 2019, HoVer-Net, section 4.2)."""
+        union is the largest (Graham et al. 2019, HoVer-Net)."""
         return _share(*self.aji_plus_pixels)
 
     @property

@@ -138,7 +138,12 @@ def _in_file(path: Path, name: str, images: dict[str, Path]) -> list[LabelFile]:
                 for one in file.choose(_EACH)
             ]
     except InputError as error:
-        return [LabelFile(name, path, problem=str(error))]
+        return [LabelFile(name, path, problem=_in_folder(path, error))]
+
+
+def _in_folder(path: Path, error: InputError) -> str:
+    """The message with the whole path: files of truth and prediction have one name."""
+    return f"{printable(path.parent)}/{error}"
 
 
 class LabelImage:
@@ -157,7 +162,10 @@ class LabelImage:
         if file.problem is not None:
             raise InputError(file.problem)
         self.file = file
-        self._slide: Slide = open_slide(file.path, file.plane)
+        try:
+            self._slide: Slide = open_slide(file.path, file.plane)
+        except InputError as error:
+            raise InputError(_in_folder(file.path, error)) from error
         channels, *plane = self._slide.shape
         if channels != 1:
             self.close()
@@ -172,7 +180,10 @@ class LabelImage:
         InputError
             When numbers are negative, fractions, NaN or above 2^32 - 1, or the file is damaged.
         """
-        stored = self._slide.read_stored(box)[0]
+        try:
+            stored = self._slide.read_stored(box)[0]
+        except InputError as error:
+            raise InputError(_in_folder(self.file.path, error)) from error
         kind = stored.dtype.kind
         if kind == "f" and not np.array_equal(
             np.trunc(stored), stored
@@ -202,11 +213,9 @@ class LabelImage:
         return pieces
 
     def _no_labels(self, what: str) -> InputError:
-        return unusable(
-            self.file.path,
-            f"is no label image, it {what}",
-            "give one channel of whole numbers, 0 for background and one number per object",
-        )
+        remedy = "give one channel of whole numbers, 0 for background and one number per object"
+        error = unusable(self.file.path, f"is no label image, it {what}", remedy)
+        return InputError(_in_folder(self.file.path, error))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -31,15 +31,15 @@ from segpipe.geometry import Box
 
 TRUTH, PREDICTED, BOTH = (86, 180, 233), (230, 159, 0), (255, 255, 255)
 
-PANEL = 380
+PANEL = 384
 """Pixels of the longer side of a panel at most."""
 
 _COLUMNS = 2
-_MARGIN, _GAP, _CAPTION, _HEAD, _LINE = 20, 8, 24, 48, 30
+_MARGIN, _GAP, _CAPTION, _HEAD, _LINE = 16, 8, 24, 48, 30
 _LARGE, _MEDIUM, _SMALL = 24, 16, 14
 _GROUND, _PALE, _BRIGHT = (22, 24, 29), (154, 160, 170), (240, 242, 245)
 _DIMMED = 0.45  # of the colour of objects that are right
-_RADIUS = 9  # of a mark
+_RADIUS = 8  # of a mark
 
 
 _STROKES: dict[str, Sequence[tuple[float, float, float, float]]] = {
@@ -96,7 +96,7 @@ class Case:
 
 
 def compose_cases(title: str, facts: str, cases: Sequence[Case]) -> Picture:
-    """The finished picture, (h, w, 3) uint8, 1596 wide."""
+    """The finished picture, (h, w, 3) uint8, 1600 wide."""
     width = 2 * _MARGIN + _COLUMNS * (2 * PANEL + _GAP) + (_COLUMNS - 1) * _MARGIN
     drawn = [(_enlarged(case.display, case.box.shape), _overlaid(case)) for case in cases]
     top = _MARGIN // 2 + _HEAD + _LINE + _GAP
@@ -119,9 +119,9 @@ def compose_cases(title: str, facts: str, cases: Sequence[Case]) -> Picture:
 
 
 def _scale(shape: tuple[int, int]) -> tuple[int, int]:
-    """The display size: a whole factor larger, or smaller."""
+    """The display size; from twice as large on, a whole factor."""
     factor = PANEL / max(shape)
-    factor = int(factor) if factor >= 1 else factor
+    factor = int(factor) if factor >= 2 else factor
     return max(round(shape[0] * factor), 1), max(round(shape[1] * factor), 1)
 
 
@@ -142,27 +142,46 @@ def _overlaid(case: Case) -> Picture:
     """The image with outlines, those of objects that are right dimmed, and marks on mistakes."""
     picture = _enlarged(case.display, case.box.shape).copy()
     truth, predicted = _nearest(case.truth), _nearest(case.predicted)
-    true_edge, found_edge = outline(truth), outline(predicted)
     wrong = _any_of(truth, case, of_truth=True) | _any_of(predicted, case, of_truth=False)
-    for edge, colour in (
-        (true_edge & ~found_edge, TRUTH),
-        (found_edge & ~true_edge, PREDICTED),
-        (true_edge & found_edge, BOTH),
-    ):
-        picture[edge & wrong] = colour
-        dimmed = edge & ~wrong
-        mixed = picture[dimmed] * (1 - _DIMMED) + np.array(colour) * _DIMMED
-        picture[dimmed] = (mixed + 0.5).astype(np.uint8)
+    for width, here, strength in ((1, ~wrong, _DIMMED), (2, wrong, 1.0)):
+        true_edge, found_edge = _edges(truth, width) & here, _edges(predicted, width) & here
+        for edge, colour in (
+            (true_edge & ~found_edge, TRUTH),
+            (found_edge & ~true_edge, PREDICTED),
+            (true_edge & found_edge, BOTH),
+        ):
+            mixed = picture[edge] * (1 - strength) + np.array(colour) * strength
+            picture[edge] = (mixed + 0.5).astype(np.uint8)
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     for kind, mark in MARKS.items():
         labels = truth if mark.of_truth else predicted
         for number in case.mistakes[kind]:
-            ys, xs = np.nonzero(labels == number)
-            if len(ys):
-                nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
-                _draw_mark(draw, (int(ys[nearest]), int(xs[nearest])), mark)
+            place = _place_mark(labels == number)
+            if place is not None:
+                _draw_mark(draw, place, mark)
     return np.asarray(canvas)
+
+
+def _edges(labels: NDArray[Any], width: int) -> NDArray[np.bool_]:
+    """Pixels of objects within `width` of their edge."""
+    edges = np.zeros(labels.shape, np.bool_)
+    for _ in range(width):
+        edges |= outline(np.where(edges, 0, labels))
+    return edges
+
+
+def _place_mark(pixels: NDArray[np.bool_]) -> tuple[int, int] | None:
+    """Where the mark of an object goes: on it, or above it where it would hide it; all in the panel."""
+    ys, xs = np.nonzero(pixels)
+    if not len(ys):
+        return None
+    nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
+    y, x = int(ys[nearest]), int(xs[nearest])
+    if len(ys) < (4 * _RADIUS) ** 2:
+        y = int(ys.min()) - _RADIUS - 2
+    low, (high_y, high_x) = _RADIUS + 1, (n - _RADIUS - 2 for n in pixels.shape)
+    return max(low, min(y, high_y)), max(low, min(x, high_x))
 
 
 def _any_of(labels: NDArray[Any], case: Case, *, of_truth: bool) -> NDArray[np.bool_]:

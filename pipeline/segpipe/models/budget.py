@@ -12,7 +12,7 @@ MILLION: Mapping[str, Mapping[str, Parameter]] = {
     "unet3plus": {"width": 12, "depth": 4},
     "resunet": {"width": 23, "depth": 3},
     "mobileunet": {"width": 16},
-    "effunet": {"width": 11, "variant": "b0"},
+    "effunet": {"width": 10, "variant": "b1"},
 }
 """Architecture -> parameters that give within 10 % of a million weights for 1 channel and 2 outputs.
 

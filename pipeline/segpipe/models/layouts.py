@@ -187,7 +187,7 @@ def architecture_fields(
         )
     if not isinstance(given.get("parameters", {}), Mapping):
         return dict(given)  # for the card to complain of
-    width = len(torch.atleast_1d(tensors[f"{layout.first}.weight"]))
+    width = next(iter(tensors[f"{layout.first}.weight"].shape), 0)
     parameters = {"width": width, **layout.parameters, **given.get("parameters", {})}
     return {"name": name, "parameters": parameters}
 

@@ -1,4 +1,7 @@
-"""The model file: safetensors with float32 weights, and the card as JSON in its header.
+"""The model file: safetensors with the weights, and the card as JSON in its header.
+
+Weights are float32, or float16 to half the file where its writer asked for that (`write_model`); the
+header says which, tensor by tensor. In memory they are float32.
 
 A model file may come from anywhere and is hostile until checked (`segpipe.models.tensors`): tensor
 names and shapes are compared with those of the architecture before anything is built, and nothing
@@ -20,6 +23,7 @@ import numpy as np
 from segpipe.errors import ModelError
 from segpipe.models.card import ModelCard, nearest, parse_card, parse_card_json
 from segpipe.models.tensors import (
+    Storage,
     check_shapes,
     read_header,
     read_shapes,
@@ -28,6 +32,8 @@ from segpipe.models.tensors import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from segpipe.models.context import ModelGeometry
     from segpipe.models.network import Network
 
@@ -84,25 +90,43 @@ def load_model(path: Path) -> tuple[Network, ModelCard]:
     card = read_card(path)
     expected = describe_tensors(*card.network_arguments)
     check_shapes(read_shapes(path), expected, str(path))
-    tensors = read_tensors(path)
-    for key, tensor in tensors.items():
-        if not np.isfinite(tensor.numpy()).all():
-            raise ModelError(f"{path}: tensor {key} holds NaN or infinity")
+    tensors = _finite(read_tensors(path), path)
     with torch.device("meta"):
         network = build_network(*card.network_arguments)
     network.load_state_dict(tensors, assign=True)
     return network.eval(), card
 
 
-def write_model(path: Path, network: Network, card: ModelCard) -> None:
+def _finite(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors as float32, none of which may hold NaN or infinity."""
+    import torch
+
+    weights = {key: tensor.detach().to(torch.float32) for key, tensor in tensors.items()}
+    for key, tensor in weights.items():
+        if not np.isfinite(tensor.numpy()).all():
+            raise ModelError(f"{path}: tensor {key} holds NaN or infinity")
+    return weights
+
+
+def write_model(
+    path: Path, network: Network, card: ModelCard, storage: Storage = "float32"
+) -> None:
     """Write a model file, all of it or nothing: a file of that name is replaced at the end.
 
     The same network and card give the same bytes.
 
+    Parameters
+    ----------
+    storage
+        "float16" rounds the kernels of convolutions to half precision, which halves the file: another
+        model, with other probabilities and another hash. Its figures are those of the file that is
+        written, so measure them after. Biases and what batch norm holds stay float32: they are few.
+
     Raises
     ------
     ModelError
-        When the network is not that of the card, or the file cannot be written.
+        When the network is not that of the card, a weight is too large for float16, or the file
+        cannot be written.
     """
     import safetensors.torch
     import torch
@@ -116,6 +140,12 @@ def write_model(path: Path, network: Network, card: ModelCard) -> None:
     }
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     check_shapes(shapes, describe_tensors(*card.network_arguments), str(path))
+    if storage == "float16":
+        for key, tensor in tensors.items():
+            if tensor.dim() > 1:
+                tensors[key] = tensor.half()
+                if tensor.isfinite().all() and not tensors[key].isfinite().all():
+                    raise ModelError(f"{path}: tensor {key} is too large for float16; use float32")
     data = safetensors.torch.save(tensors, metadata={"card": card.model_dump_json()})
     write_atomically(path, data)
 
@@ -208,7 +238,12 @@ def find_model(name_or_path: str | Path) -> Path:
     return models[name]
 
 
-def import_model(source: Path, destination: Path, card_fields: Mapping[str, Any]) -> ModelCard:
+def import_model(
+    source: Path,
+    destination: Path,
+    card_fields: Mapping[str, Any],
+    storage: Storage = "float32",
+) -> ModelCard:
     """Turn foreign weights into a model file at `destination`; the card that it got.
 
     Parameters
@@ -216,11 +251,14 @@ def import_model(source: Path, destination: Path, card_fields: Mapping[str, Any]
     source
         A .safetensors file, with or without a card (ours, or one with the flat keys that
         `segpipe.models.foreign` lists), or a .pt or .pth file with a state dict, of which nothing
-        but tensors is read (`torch.load(weights_only=True)`). Tensors named as in one of
+        but tensors is read (`torch.load(weights_only=True)`), or an .onnx file, of which only the
+        weights are taken (`segpipe.models.onnx_weights`). Tensors named as in one of
         `segpipe.models.layouts` are renamed.
     card_fields
         Keys of the card; they go before those of the source's own. Where the layout of the tensors
         is known, `architecture` may be left out, or give some of its parameters.
+    storage
+        As for `write_model`.
 
     Raises
     ------
@@ -228,19 +266,21 @@ def import_model(source: Path, destination: Path, card_fields: Mapping[str, Any]
         When the source cannot be read, a key of the card is missing or wrong, or the tensors are
         not exactly those of the architecture.
     """
-    import torch
-
     from segpipe.models.foreign import read_card_fields, read_state_dict
     from segpipe.models.layouts import architecture_fields, recognise, translate
     from segpipe.models.network import build_network, describe_tensors
+    from segpipe.models.onnx_weights import read_onnx
 
-    is_safetensors = source.suffix == SUFFIX
-    fields = read_card_fields(read_header(source)) if is_safetensors else {}
-    tensors = read_tensors(source) if is_safetensors else read_state_dict(source)
+    kind = source.suffix.lower()
+    fields: dict[str, Any] = {}
+    if kind == SUFFIX:
+        fields, tensors = read_card_fields(read_header(source)), read_tensors(source)
+    elif kind == ".onnx":
+        fields, tensors = read_onnx(source)
+    else:
+        tensors = read_state_dict(source)
     tensors = {
-        key: tensor.to(torch.float32)
-        for key, tensor in tensors.items()
-        if not key.endswith("num_batches_tracked")
+        key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")
     }
     fields |= card_fields
     layout = recognise(tensors)
@@ -252,7 +292,8 @@ def import_model(source: Path, destination: Path, card_fields: Mapping[str, Any]
         tensors = translate(layout, tensors, *card.network_arguments[1:])
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     check_shapes(shapes, describe_tensors(*card.network_arguments), str(source))
+    tensors = _finite(tensors, source)
     network = build_network(*card.network_arguments)
     network.load_state_dict(tensors)
-    write_model(destination, network, card)
+    write_model(destination, network, card, storage)
     return card

@@ -2,7 +2,7 @@
 
     8 bytes  length n of the header, little-endian
     n bytes  JSON: {"__metadata__": {"card": "..."}, tensor name: {dtype, shape, data_offsets}, ...}
-    rest     the tensors
+    rest     the tensors, float32 or float16
 
 Lengths are bounded before they are believed. Reading a header needs no torch.
 """
@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segpipe.errors import ModelError
 from segpipe.models.card import nearest
@@ -22,11 +22,18 @@ from segpipe.models.card import nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
+Storage = Literal["float32", "float16"]
+"""How the kernels of a network are stored; what has one dimension is float32 always."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape."""
 
 LARGEST_HEADER = 4 * 2**20
 LARGEST_FILE = 8 * 2**30
+DTYPES = ("F32", "F16")
+"""What weights are stored as; all become float32 in memory."""
+PICKLES = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(1, 6)))
+"""How files of torch.save begin: a zip with a pickle in it, or a bare pickle."""
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -42,6 +49,11 @@ def read_header(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
+            if start.startswith(PICKLES) and length > LARGEST_HEADER:
+                raise ModelError(
+                    f"{path}: a pickle or zip, as torch.save writes, and not safetensors; if it is "
+                    "weights, rename it to .pt and bring it in with 'segpipe models import'"
+                )
             if len(start) < 8 or not 2 <= length <= min(LARGEST_HEADER, size - 8):
                 raise ModelError(
                     f"{path}: not a safetensors file, or cut short "
@@ -67,17 +79,32 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises
     ------
     ModelError
-        As `read_header`, and when a tensor is not float32.
+        As `read_header`, and when a tensor is not float32 or float16.
     """
     shapes = {}
-    for key, entry in read_header(path).items():
-        if key == "__metadata__":
-            continue
-        if not isinstance(entry, dict) or entry.get("dtype") != "F32":
-            raise ModelError(f"{path}: tensor {key[:100]} is not float32")
+    for key, entry in _entries(path).items():
+        if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
+            raise ModelError(f"{path}: tensor {key[:100]} is neither float32 nor float16")
         shape = entry.get("shape")
         shapes[key] = tuple(shape) if isinstance(shape, list) else ()
     return shapes
+
+
+def storage_of(path: Path) -> Storage:
+    """The storage: float16 where any tensor of the file is.
+
+    Raises
+    ------
+    ModelError
+        As `read_header`.
+    """
+    entries = _entries(path).values()
+    half = any(isinstance(entry, dict) and entry.get("dtype") == "F16" for entry in entries)
+    return "float16" if half else "float32"
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    return {key: entry for key, entry in read_header(path).items() if key != "__metadata__"}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -45,12 +45,21 @@ ABSENT = -30.0
 """Logit of an output that does not occur: a probability of 1e-13."""
 
 
-class Gate(WholeWindow):
-    """Takes away the outputs that the classification of the window says do not occur."""
+class Guide(WholeWindow):
+    """Classification-guided module: takes away the outputs that do not occur in the window."""
 
-    def forward(self, logits: Tensor, classification: Tensor) -> Tensor:
-        """(N, K, H, W), (N, K) -> (N, K, H, W)."""
-        present = (classification > 0)[:, :, None, None]
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.classify = nn.Sequential(
+            nn.Dropout(0.5),
+            nn.Conv2d(inputs, outputs, kernel_size=1),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+        )
+
+    def forward(self, logits: Tensor, deepest: Tensor) -> Tensor:
+        """(N, K, H, W) and the encoder's deepest level -> (N, K, H, W)."""
+        present = (self.classify(deepest) > 0)[:, :, None, None]
         return torch.where(present, logits, torch.full_like(logits, ABSENT))
 
 
@@ -127,17 +136,7 @@ class UNet3Plus(Network):
             nn.Conv2d(channels, out_channels, kernel_size=3, padding=1)
             for channels in ([fused] * depth + widths[-1:] if deep_supervision else [fused])
         )
-        self.classify = (
-            nn.Sequential(
-                nn.Dropout(0.5),
-                nn.Conv2d(widths[-1], out_channels, kernel_size=1),
-                nn.AdaptiveMaxPool2d(1),
-                nn.Flatten(),
-            )
-            if classification
-            else None
-        )
-        self.gate = Gate()
+        self.guide = Guide(widths[-1], out_channels) if classification else None
         self._extent = _level_extents(depth)
         initialise(self)
 
@@ -157,7 +156,7 @@ class UNet3Plus(Network):
         encoded = self._encode(image)
         decoded = [*self._decode(encoded, 0), encoded[-1]]
         sides = [self.up[level](head(decoded[level])) for level, head in enumerate(self.heads)]
-        classification = self.classify(encoded[-1]) if self.classify is not None else None
+        classification = self.guide.classify(encoded[-1]) if self.guide is not None else None
         return TrainingOutput(tuple(reversed(sides)), classification)
 
     def forward_core(self, image: Tensor, halo: int) -> Tensor:
@@ -170,8 +169,8 @@ class UNet3Plus(Network):
         start = max(0, halo - self._extent[0])
         logits: Tensor = self.heads[0](self._decode(encoded, halo)[0])
         logits = crop_border(logits, halo - start)
-        if self.classify is not None and not self.training:
-            logits = self.gate(logits, self.classify(encoded[-1]))
+        if self.guide is not None and not self.training:
+            logits = self.guide(logits, encoded[-1])
         return logits
 
     def _encode(self, image: Tensor) -> list[Tensor]:
