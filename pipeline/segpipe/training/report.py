@@ -31,7 +31,7 @@ PANELS = 8
 PANEL_PX = 512
 TRUTH, PREDICTED, BOTH = (86, 180, 233), (230, 159, 0), (255, 255, 255)
 """Sky blue, orange and white: told apart with every colour vision (Okabe and Ito 2008)."""
-_WIDTH, _HEIGHT, _EDGE = 640, 240, 44
+_WIDTH, _HEIGHT, _EDGE = 520, 220, 44
 
 
 def write_report(
@@ -67,7 +67,7 @@ def write_report(
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em }}
 th {{ text-align: left; font-weight: 500; padding-right: 2em; vertical-align: top }}
 figure {{ display: inline-block; margin: 0 1em 1em 0; vertical-align: top }}
-figcaption {{ font-size: 13px; max-width: {PANEL_PX}px }}
+figcaption {{ font-size: 13px; overflow-wrap: anywhere; max-width: {PANEL_PX}px }}
 pre {{ background: #f4f4f4; padding: 1em; overflow: auto }}
 </style>
 <h1>Training of {html.escape(card.name)}</h1>
