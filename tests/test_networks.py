@@ -410,6 +410,9 @@ def write_calibrated(path, name: str, parameters: dict):
     low, high = np.percentile(image, (1, 99.8))
     image = (image - low) / (high - low)  # as the card's normalisation does
     network = calibrated(name, parameters, image)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # of a few pixels: division would magnify rounding
+            module.running_var.clamp_(min=0.05)
     logits = run(network, image[None])[0, 0]
     heads = network.heads if hasattr(network, "heads") else [network.head]
     with torch.no_grad():  # half of the pixels are foreground, some of them surely
@@ -425,8 +428,7 @@ def write_calibrated(path, name: str, parameters: dict):
 def test_backends_agree_and_bytes_depend_on_no_slot_mate_or_thread(name, parameters, tmp_path):
     path = write_calibrated(tmp_path / "m.safetensors", name, parameters)
     shape = (3, 1, 64, 96)
-    windows = picture((64, 96 * 3)).reshape(64, 3, 1, 96).transpose(1, 2, 0, 3).astype(np.float32)
-    assert windows.shape == shape
+    windows = np.random.default_rng(0).random(shape, np.float32)
     network, _ = load_model(path)
     with torch.no_grad():
         expected = torch.sigmoid(network(torch.from_numpy(windows.copy()))).numpy()

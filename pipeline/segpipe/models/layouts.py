@@ -5,8 +5,8 @@ What is not a matter of names is said by its other fields:
 
     up_first   they put the up-scaled channels before the skip's in a concatenation, ours come after:
                the first convolution of each decoder level gets the halves of its inputs exchanged
-    narrow     modules that have fewer channels than ours: the missing weights are zeros, and so are
-               the channels that they give, so that the network computes the same
+    narrow     modules that have half of our channels: the missing weights are zeros, and so are the
+               channels that they give, so that the network computes the same
     biasless   its convolutions have no bias: they get zeros
 
 Layouts known, all with batch norm and padded convolutions:
@@ -142,8 +142,8 @@ LAYOUTS = (
 )
 
 
-def recognise(tensors: Mapping[str, Tensor]) -> Layout | None:
-    """The layout by which these tensors are named, or None.
+def recognise(tensors: Mapping[str, Tensor], source: str) -> Layout | None:
+    """The layout by which these tensors are named, or None; `source` names them in messages.
 
     Raises
     ------
@@ -161,11 +161,13 @@ def recognise(tensors: Mapping[str, Tensor]) -> Layout | None:
     layout = min(begun, key=lambda layout: len(modules ^ layout.names.keys()))
     apart = min(modules ^ layout.names.keys())
     what = f"has {apart[:100]}, which that has not" if apart in modules else f"lacks {apart}"
-    raise ModelError(f"the state dict is named as in {layout.name}, but {what}: another version")
+    raise ModelError(
+        f"{source}: tensors are named as in {layout.name}, but it {what}: another version"
+    )
 
 
 def architecture_fields(
-    layout: Layout, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
+    layout: Layout, tensors: Mapping[str, Tensor], given: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
     """The card's `architecture` for tensors of this layout.
 
@@ -182,8 +184,8 @@ def architecture_fields(
     name = given.get("name", layout.architecture)
     if name != layout.architecture:
         raise ModelError(
-            f"the card says architecture {name}, but the tensors are named as in {layout.name}, "
-            f"which is {layout.architecture}"
+            f"{source}: the card says architecture {name}, but the tensors are named as in "
+            f"{layout.name}, which is {layout.architecture}"
         )
     if not isinstance(given.get("parameters", {}), Mapping):
         return dict(given)  # for the card to complain of
@@ -235,16 +237,11 @@ def translate(
 
 
 def _pad(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`tensor` with zeros after it along every axis where `shape` is longer."""
-    if tensor.dim() != len(shape):
-        return tensor
+    """`tensor` with as many zeros after it along every axis of which it has half."""
     padded = tensor
-    for axis, size in enumerate(shape):
-        missing = size - padded.shape[axis]
-        if missing > 0:
-            more = list(padded.shape)
-            more[axis] = missing
-            padded = torch.cat([padded, padded.new_zeros(more)], dim=axis)
+    for axis, size in enumerate(shape[: tensor.dim()]):
+        if 2 * padded.shape[axis] == size:
+            padded = torch.cat([padded, torch.zeros_like(padded)], dim=axis)
     return padded
 
 

@@ -283,10 +283,10 @@ def import_model(
         key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")
     }
     fields |= card_fields
-    layout = recognise(tensors)
+    layout = recognise(tensors, str(source))
     given = fields.get("architecture", {})
     if layout is not None and isinstance(given, Mapping):
-        fields["architecture"] = architecture_fields(layout, tensors, given)
+        fields["architecture"] = architecture_fields(layout, tensors, given, str(source))
     card = parse_card(fields, str(source))
     if layout is not None:
         tensors = translate(layout, tensors, *card.network_arguments[1:])
