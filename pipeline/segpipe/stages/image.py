@@ -228,13 +228,8 @@ class Manifest:
         return "failed" if self.failed else "done"
 
     def write(self, path: Path) -> None:
-        """Write it as JSON.
-
-        Durably only when it is the last one: without another, the stage finds all its regions done
-        by their records, which are durable, and writes the same manifest again.
-        """
-        durable = self.stage == STAGES[-1]
-        write_json(path, {"status": self.status} | vars(self), durable=durable)
+        """Write it as JSON; when it is lost, the stage is done again as far as its records are."""
+        write_json(path, {"status": self.status} | vars(self), durable=False)
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:

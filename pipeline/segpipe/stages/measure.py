@@ -43,13 +43,12 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     return run.finish({"objects": before.facts["objects"]})
 
 
-def sum_one(work: Pass, name: str) -> dict[str, Any]:
+def sum_one(work: Pass, name: str) -> Record:
     """Sums over the objects' pixels in one region."""
     box = work.lattice.named(name).box
     foreground, _ = probabilities_in(work.image, box)
     rows = sum_region(read_box(work.image.labels, box), foreground, box)
-    work.records.add(name, None, {"rows": rows})
-    return {}
+    return work.records.add(name, None, {"rows": rows})
 
 
 def _write_table(
