@@ -298,9 +298,8 @@ def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[None]:
     BusyError
         When another process holds it, and it is not waited for.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, not in it: the folder may be removed while it is held.
-    with folder.with_suffix(".lock").open("w") as file:
+    with _created(folder.with_suffix(".lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -224,13 +224,13 @@ def disk_usage(path: Path) -> tuple[int, int] | None:
     if not is_array(path):
         return None
     files = size = 0
-    folders = [path / "c"] if (path / "c").exists() else []
+    folders = [os.fspath(path)]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
-                elif not entry.name.endswith(".partial"):
+                    folders.append(entry.path)
+                elif entry.name != "zarr.json" and not entry.name.endswith(".partial"):
                     files, size = files + 1, size + entry.stat().st_size
     return files, size
 

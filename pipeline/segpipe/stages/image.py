@@ -351,8 +351,8 @@ def _joined(own: str, before: str | None) -> str:
     return fingerprint(own, before)
 
 
-def manifest_before(image: Image, stage: str) -> Manifest:
-    """The manifest of the stage before this one, when all that this one reads is there.
+def manifests_before(image: Image, stage: str) -> dict[str, Manifest]:
+    """The manifests of the stages before this one, when all that this one reads is there.
 
     Raises
     ------
@@ -366,7 +366,7 @@ def manifest_before(image: Image, stage: str) -> Manifest:
                 f"{image.name}: {stage} needs the result of {earlier} with the same settings; "
                 f"run `segpipe stage {earlier}` first"
             )
-    return current[STAGES[STAGES.index(stage) - 1]]
+    return current
 
 
 def is_whole(image: Image, stage: str, manifest: Manifest | None) -> bool:

@@ -20,7 +20,7 @@ from segpipe.records import Record
 from segpipe.segmenter import Segmenter, device_type, load_segmenter
 from segpipe.settings import AUTO
 from segpipe.stages.emptiness import empty_tiles
-from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifest_before, remove
+from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifests_before, remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import Range, ranges_of
 from segpipe.store import clear_shard, create_array, write_shard
@@ -41,7 +41,7 @@ class InferArgs:
 
 def infer(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the probabilities of every pixel: (K, Y, X) uint8."""
-    before = manifest_before(image, "infer")
+    before = manifests_before(image, "infer")["tile"]
     run = StageRun(image, "infer", engine, progress, before)
     args = InferArgs(ranges_of(before), empty_tiles(image, before))
     run.begin([image.probabilities], lambda: _create(image))

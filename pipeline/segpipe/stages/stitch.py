@@ -23,7 +23,7 @@ from segpipe.compute import Engine
 from segpipe.geometry import Lattice, Region
 from segpipe.records import Record, fingerprint, read_json, write_json
 from segpipe.seams import merge_seams
-from segpipe.stages.image import Image, Manifest, Progress, manifest_before, remove
+from segpipe.stages.image import Image, Manifest, Progress, manifests_before, remove
 from segpipe.stages.rounds import drop_objects, grow_regions, publish
 from segpipe.stages.seeds import (
     RUNS,
@@ -42,7 +42,8 @@ SEEDS = ("seeds.bin", "seeds.offsets", RUNS)
 
 def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the label image (Y, X) uint32, ids 1..N in raster order of first pixels."""
-    run = StageRun(image, "stitch", engine, progress, manifest_before(image, "stitch"))
+    before = manifests_before(image, "stitch")["infer"]
+    run = StageRun(image, "stitch", engine, progress, before)
     lattice = image.label_lattice
     levels = range(len(image.label_grid.levels))
     labels = [image.zarr / LABEL_GROUP / str(level) for level in levels]
