@@ -195,21 +195,41 @@ def test_a_number_never_takes_a_colour_of_an_rgb_image():
     assert nuclear_channel([stained, colours]) == "DAPI"
 
 
-def test_rgb_has_no_shipped_model_and_is_said(tmp_path):
+def test_rgb_has_a_shipped_model_and_it_is_said(tmp_path):
     folder = tmp_path / "in"
     write(folder / "he.ome.tif", 40, 50, 3, axes="YXS")
-    project, text, output = init(folder)
-    assert project.model is None and open_keys(text) == ["model"]
-    assert "fill in     model: the path of your own model: all images are RGB" in output
-    assert "no shipped model takes RGB" in told(prepared(project))["he"]
-    assert "foreground: null" in text  # of which card, nobody knows yet
+    project, text, _ = init(folder)
+    assert project.infer.model == "auto" and open_keys(text) == []
+    assert "auto is nuclei-he here" in unwrapped(text)
 
     nuclei(folder / "grey.tif", (40, 50))
     project, text, _ = init(folder, "--force")
     assert project.infer.model == "auto" and "FILL IN:" not in text
-    assert "which no shipped model takes: 1 of 2 images (he.ome.tif)" in unwrapped(text)
-    found = prepare(find_inputs(project.input, project.output), project.output, project.settings)
-    assert list(told(found)) == ["he"] and [image.name for image in found.images] == ["grey"]
+    assert "But nuclei-he for RGB: 1 of 2 images (he.ome.tif)" in unwrapped(text)
+
+
+def bright(path: Path) -> None:
+    """A photograph: pale ground with darker spots."""
+    pixels = np.full((40, 50, 3), 220, np.uint8)
+    pixels[10:20, 10:20] = (120, 70, 150)
+    tifffile.imwrite(path, pixels, photometric="rgb")
+
+
+def test_auto_chooses_by_the_channels_and_refuses_what_it_is_not_for(tmp_path, caplog):
+    folder = tmp_path / "in"
+    nuclei(folder / "grey.tif", (40, 50))
+    bright(folder / "stained.tif")
+    tifffile.imwrite(folder / "dark.tif", np.full((40, 50, 3), 9, np.uint8), photometric="rgb")
+    deep = np.full((40, 50, 3), 60000, np.uint16)
+    tifffile.imwrite(folder / "deep.tif", deep, photometric="rgb")
+    caplog.set_level("INFO")
+    found = prepare(find_inputs([folder], tmp_path / "out"), tmp_path / "out", Settings())
+    models = {image.name: image.model.card.name for image in found.images}
+    assert models == {"grey": "nuclei-fluorescence", "stained": "nuclei-he"}
+    reasons = told(found)
+    assert "ground is dark" in reasons["dark"] and "--channel" in reasons["dark"]
+    assert "RGB of uint16" in reasons["deep"]
+    assert "model auto: nuclei-he for 1 of 2 images" in caplog.text
 
 
 def sized(folder: Path, *sizes: float | None) -> None:
@@ -345,7 +365,7 @@ def test_values_of_the_card_are_shown_and_change_nothing(tmp_path):
     """Every line that is commented out may be taken as it is."""
     nuclei(tmp_path / "in" / "a.tif", (40, 50))
     project, text, _ = init(tmp_path / "in")
-    assert "  # min_area: 10 " in text
+    assert "  # min_area: 20 " in text
     path = tmp_path / "all.yaml"
     lines = [
         line.replace("# ", "", 1) if ": " in line and "null" in line else line

@@ -178,14 +178,14 @@ def test_shipped_model():
     assert card.outputs == ("foreground", "interior")
     assert card.normalisation.model_dump() == {"kind": "percentile", "low": 1.0, "high": 99.8}
     assert card.decode.model_dump() == {
-        "foreground": 0.5,
-        "interior": (0.5,),
-        "min_area": 10,
+        "foreground": 0.2,
+        "interior": (0.45,),
+        "min_area": 20,
         "growth_levels": (0.4, 0.3, 0.2, 0.1, 0.0),
         "growth_steps": 16,
     }
-    assert card.figures["AP at IoU .50"] == 0.766
-    assert "touching nuclei" in card.limits
+    assert card.figures["AP at IoU .50"] == 0.871
+    assert "one channel" in card.limits
     geometry = model_geometry(card)
     assert (geometry.context, geometry.halo, geometry.stride, geometry.exact) == (94, 96, 16, True)
 
@@ -399,10 +399,10 @@ def test_an_unknown_name_lists_the_known():
 
 
 def test_the_users_folder_goes_first(small, monkeypatch, tmp_path):
-    assert [path.stem for path in list_models()] == [SHIPPED]
+    assert [path.stem for path in list_models()] == [SHIPPED, "nuclei-he"]
     monkeypatch.setenv("SEGPIPE_MODELS", str(tmp_path))
     assert find_model("small") == small
-    assert [path.stem for path in list_models()] == [SHIPPED, "small"]
+    assert [path.stem for path in list_models()] == [SHIPPED, "nuclei-he", "small"]
     mine = small.rename(tmp_path / f"{SHIPPED}.safetensors")
     assert find_model(SHIPPED) == mine
     monkeypatch.setenv("SEGPIPE_MODELS", str(tmp_path / "none"))

@@ -65,26 +65,21 @@ def advise(found: Survey) -> list[Advice]:
 
 
 def _model(found: Survey) -> Advice:
-    shipped = auto_model(rgb=False)
+    grey, colour = auto_model(rgb=False), auto_model(rgb=True)
+    keep = "Name it, or the path of your own model, to keep to one."
+    if found.rgb == len(found.images):
+        why = f"auto is {colour} here: it takes RGB images of stained tissue."
+        more = (
+            "For fluorescence that was stored in colours, set tile.channel to the colour of the nuclei: "
+            f"{grey} takes that."
+        )
+        return Advice("model", "set", why, more, value=AUTO)
+    why = f"auto is {grey} here: it takes one channel of fluorescence."
+    if not found.rgb:
+        return Advice("model", "set", why, keep, value=AUTO)
     files = sorted({printable(image.source.name, 40) for image in found.images if image.rgb})
     some = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-    if found.rgb == len(found.images):
-        return Advice(
-            "model",
-            "fill in",
-            "the path of your own model: all images are RGB, and no shipped model takes RGB.",
-            "For fluorescence that was stored in colours, leave it out and set tile.channel to the "
-            f"colour of the nuclei: {shipped} takes that.",
-        )
-    why = f"auto is {shipped} here: it takes one channel of fluorescence."
-    if not found.rgb:
-        more = "Name it, or the path of your own model, to keep to one."
-    else:
-        more = (
-            f"But RGB, which no shipped model takes: {found.rgb} of "
-            f"{counted(len(found.images), 'image')} ({some}). predict names these as failed; give them "
-            "a project of their own, with the path of your model."
-        )
+    more = f"But {colour} for RGB: {found.rgb} of {counted(len(found.images), 'image')} ({some}). {keep}"
     return Advice("model", "set", why, more, value=AUTO)
 
 

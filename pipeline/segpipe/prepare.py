@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segpipe import __version__
 from segpipe.backend import choose_backend
 from segpipe.errors import InputError, ModelError, SegpipeError, SettingsError
-from segpipe.geometry import Lattice, TileGrid, ceil_to
+from segpipe.geometry import Box, Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
@@ -28,10 +32,16 @@ from segpipe.stages.image import (
     settings_digest,
 )
 
+log = logging.getLogger(__name__)
+_LOOKED_AT = 512
+"""Pixels a side of an RGB image's middle that tell whether its ground is dark."""
+_DARK = 0.2
+"""Of full scale."""
 REGION_ON_CPU, REGION_ON_GPU = 2048, 4096
 """Pixels a side of a region, where the settings do not say it."""
 FLUORESCENCE = "nuclei-fluorescence"
-AUTO_MODELS = (FLUORESCENCE,)
+HE = "nuclei-he"
+AUTO_MODELS = (FLUORESCENCE, HE)
 """The shipped models among which `auto` chooses."""
 
 
@@ -113,6 +123,9 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
                 continue
             images.append(plans.image(one, out, model, layout))
     plans.write()
+    if settings.infer.model == AUTO:
+        for name, count in sorted(Counter(image.model.card.name for image in images).items()):
+            log.info("model auto: %s for %d of %d images", name, count, len(images))
     return Prepared(images, failed)
 
 
@@ -154,18 +167,36 @@ class _Files:
 
 def _auto(slide: Slide, settings: Settings) -> str:
     """The shipped model for these channels."""
-    model = auto_model(rgb=slide.rgb and settings.tile.channel is None)
-    if model is None:
+    rgb = slide.rgb and settings.tile.channel is None
+    if rgb and slide.dtype != np.uint8 and settings.infer.normalise is None:
         raise InputError(
-            f"{slide.path.name}: no shipped model takes RGB images; choose one channel for "
-            f"{FLUORESCENCE} (--channel) or give your own model (--model)"
+            f"{slide.path.name}: RGB of {slide.dtype}, and {HE} was trained on 8 bits; say what is "
+            "black and white with -s infer.normalise=[low,high], or give your own model (--model)"
         )
-    return model
+    if rgb and _is_dark(slide):
+        raise InputError(
+            f"{slide.path.name}: an RGB image whose ground is dark, which {HE} is not for; if it is "
+            f"fluorescence stored in colours, choose the channel of the nuclei (--channel) for "
+            f"{FLUORESCENCE}; else name the model (--model)"
+        )
+    return auto_model(rgb=rgb)
 
 
-def auto_model(*, rgb: bool) -> str | None:
+def _is_dark(slide: Slide) -> bool:
+    """Whether most of a colour image is dark in all channels: fluorescence, not stained tissue.
+
+    Looked at in the middle: glass and tissue are bright in at least one channel.
+    """
+    height, width = slide.shape[1:]
+    y, x = max(0, (height - _LOOKED_AT) // 2), max(0, (width - _LOOKED_AT) // 2)
+    middle = slide.read(Box(y, x, min(height, y + _LOOKED_AT), min(width, x + _LOOKED_AT)))
+    full = np.iinfo(middle.dtype).max if middle.dtype.kind == "u" else middle.max(initial=0)
+    return bool(np.median(middle.max(axis=0)) < _DARK * float(full))
+
+
+def auto_model(*, rgb: bool) -> str:
     """The shipped model that `auto` takes for channels that are, or are not, those of a photograph."""
-    return None if rgb else FLUORESCENCE
+    return HE if rgb else FLUORESCENCE
 
 
 def stage_digests(settings: Settings) -> dict[str, str]:

@@ -154,8 +154,6 @@ def _advised(advice: Advice, schema: dict[str, Any]) -> Iterator[str]:
 def _card_values(found: Survey) -> dict[str, Any]:
     """Settings that have the value of the model's card; none where the model is not known."""
     model = auto_model(rgb=found.rgb == len(found.images))
-    if model is None:
-        return {}
     decode = read_card(find_model(model)).decode.model_dump()
     return {key: decode[key] for key in MORE["stitch"] if key in decode}
 
