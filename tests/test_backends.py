@@ -216,14 +216,19 @@ def test_threads_of_one_process_may_share_a_segmenter():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_architecture_can_be_compiled(name):
+    """To the rounding that float32 has: 60 layers have more of it than 20."""
     torch.manual_seed(0)
     network = build_twin(name, {}, 2, 3).eval()
     size = next(size for size in range(200, 400) if network.admissible(size))
     windows = random_windows(1, 2, size, size)
+    found = compiled(network, network.margin)(windows)
     with torch.no_grad():
-        expected = torch.sigmoid(network(torch.from_numpy(windows))).numpy()
-    assert np.ptp(expected) > 1e-3
-    assert np.abs(compiled(network, network.margin)(windows) - expected).max() < 1e-5
+        single = torch.sigmoid(network(torch.from_numpy(windows))).numpy()
+        exact = torch.sigmoid(network.double()(torch.from_numpy(windows).double())).numpy()
+    assert np.ptp(exact) > 1e-3
+    rounding = np.abs(single - exact).max()
+    assert rounding < 1e-3
+    assert np.abs(found - exact).max() < max(1e-5, 4 * rounding)
 
 
 class Local(Network):
