@@ -336,8 +336,9 @@ def test_shapes_that_do_not_fit_are_refused_rather_than_broadcast():
         with pytest.raises(ValueError, match="expected"):
             build()(TrainingOutput((logits,)), Targets(one))
         if name == "instance":
-            with pytest.raises(ValueError, match="of 1 outputs; expected two"):
-                build()(TrainingOutput((one,)), Targets(one))
+            three = torch.zeros(2, 3, 16, 16)
+            with pytest.raises(ValueError, match="of 3 outputs; expected foreground"):
+                build()(TrainingOutput((three,)), Targets(three))
     with pytest.raises(ValueError, match=r"weights are \(2, 1, 16, 16\); expected \(2, 16, 16\)"):
         Targets(one, weights=one)
     with pytest.raises(ValueError, match=r"maps are \(2, 16, 16\); expected \(N, K, H, W\)"):

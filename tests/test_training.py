@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -159,7 +160,7 @@ def test_after_kill_9_it_goes_on_to_the_same_curve(data, tmp_path):
     while not (tmp_path / "killed" / CHECKPOINT).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    assert process.wait() == -9
     assert (tmp_path / "killed" / CHECKPOINT).exists()
     resumed = train(settings_of(data, tmp_path / "killed", steps=40))
     assert same(weights(whole.model), weights(resumed.model))
@@ -185,9 +186,11 @@ def test_an_output_of_other_settings_is_refused_and_restart_begins_anew(data, tm
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
     train(settings_of(data, tmp_path))
     path = tmp_path / CHECKPOINT
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(SettingsError, match="damaged"):
-        train(settings_of(data, tmp_path))
+    whole = path.read_bytes()
+    for damaged in (whole[:1000], b"", b"text"):
+        path.write_bytes(damaged)
+        with pytest.raises(SettingsError, match="damaged"):
+            train(settings_of(data, tmp_path))
 
 
 def test_a_loss_that_is_no_number_names_its_batch(data, tmp_path, monkeypatch):
@@ -223,6 +226,61 @@ def test_a_batch_is_a_function_of_the_step(data, tmp_path):
     assert not torch.equal(ahead[0].images, ahead[1].images)
 
 
+def test_image_and_targets_of_a_batch_lie_at_the_same_places(tmp_path):
+    """An image that is its own mask, through the whole making of a crop."""
+    labels = np.zeros((96, 110), np.int32)
+    labels[20:45, 15:60], labels[60:80, 50:95] = 1, 2
+    pixels = np.where(labels > 0, 200, 10).astype(np.uint8)
+    for name, array in (("images", pixels), ("masks", labels.astype(np.uint16))):
+        (tmp_path / name).mkdir()
+        for stem in "ab":
+            tifffile.imwrite(tmp_path / name / f"{stem}.tif", array)
+    fields = tree(tmp_path, tmp_path / "run")
+    fields["data"] = {key: fields["data"][key] for key in ("images", "masks", "validation")}
+    plain = {"gain": [1, 1], "offset": [0, 0], "noise": 0, "blur_px": 0}
+    settings = parse_train_settings(fields | {"augment": plain}, "test")
+    samples = load_samples(settings.data, 1)
+    ready = [Prepared.of(one, first_card(settings), 1.0) for one in samples]
+    batch = BatchMaker(ready, settings, 64)(1)
+    assert 0.05 < batch.maps[:, 0].mean() < 0.95
+    assert torch.equal(batch.images[:, 0] >= 0.5, batch.maps[:, 0] == 1)
+
+
+def test_the_seed_changes_the_crops(data, tmp_path):
+    _, samples = prepared(data, tmp_path)
+    made = [
+        BatchMaker(samples, parse_train_settings(tree(data, tmp_path) | {"seed": seed}, "t"), 64)(0)
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(made[0].images, made[1].images)
+    assert not torch.equal(made[0].images, made[2].images)
+
+
+def test_the_average_lags_behind(data, tmp_path):
+    """Weights that are validated are not those of the last step."""
+    from segpipe.models.network import build_network
+
+    settings, samples = prepared(data, tmp_path)
+    network = build_network(*first_card(settings).network_arguments)
+    trainer = Trainer(network, settings, torch.device("cpu"))
+    before = trainer.averaged.head.weight.clone()
+    trainer.step(BatchMaker(samples, settings, 64)(0), 0)
+    # at step 0 the memory is 1 / 10: see Trainer._average
+    expected = before * 0.1 + network.head.weight.detach() * 0.9
+    assert torch.allclose(trainer.averaged.head.weight, expected, atol=1e-7)
+    assert not torch.equal(trainer.averaged.head.weight, network.head.weight)
+
+
+def test_masks_that_changed_are_another_training(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    train(settings_of(tmp_path / "data", tmp_path / "run"))
+    mask = tmp_path / "data" / "masks" / "n3.tif"
+    labels = tifffile.imread(mask)
+    tifffile.imwrite(mask, np.where(labels == labels.max(), 0, labels))
+    with pytest.raises(SettingsError, match="other settings, images"):
+        train(settings_of(tmp_path / "data", tmp_path / "run"))
+
+
 def test_targets_of_a_batch(data, tmp_path):
     settings, samples = prepared(data, tmp_path)
     batch = BatchMaker(samples, settings, 64)(0)
@@ -240,6 +298,7 @@ def test_every_network_trains(data, tmp_path, name):
 
     settings, samples = prepared(data, tmp_path)
     narrow = {"unetplusplus": {"width": 2, "depth": 2}, "unet3plus": {"width": 2, "depth": 2}}
+    narrow |= {"resunet": {"width": 4}}
     torch.manual_seed(0)
     network = build_network(name, narrow.get(name, {}), 1, 2)
     trainer = Trainer(network, settings, torch.device("cpu"))
@@ -257,7 +316,6 @@ def test_the_unpadded_network_trains(data, tmp_path):
 def test_foreground_alone_trains(data, tmp_path):
     fields = tree(data, tmp_path, steps=2, validate_every=2)
     fields["network"]["outputs"] = ["foreground"]
-    fields["loss"] = {"name": "cross_entropy"}
     card = train(parse_train_settings(fields, "test")).card
     assert card.outputs == ("foreground",)
     assert card.decode.interior == ()

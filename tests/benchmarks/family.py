@@ -13,7 +13,8 @@ images, whose AP is printed. Trainings resume: run it again after a stop.
     CPU ms / Mpx     of core: CPU time of one thread by the CPU backend, windows of 1024, halo
                      computed and thrown away as in `predict`
     context, useful  pixels; share of a 1024 x 1024 window that is core
-    train s          wall time of the training on this machine, validation included
+    train s          wall time of the training on this machine, validation included; of what was left,
+                     where it was resumed
 """
 
 from __future__ import annotations
@@ -42,10 +43,7 @@ ABLATION: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "the recipe": {},
     "no weight map": {"loss": {"weight_map": 0.0}},
     "no elastic deformation": {"augment": {"elastic_px": 0.0}},
-    "foreground alone": {
-        "network": {"outputs": ["foreground"]},
-        "loss": {"name": "unetplusplus"},  # cross-entropy and Dice: what is left of the default
-    },
+    "foreground alone": {"network": {"outputs": ["foreground"]}},
 }
 
 
@@ -72,14 +70,17 @@ def trained(tree: dict[str, Any]) -> dict[str, Any]:
     """Figures of a training; from its folder where it is finished already."""
     kept = Path(tree["output"]) / "figures.json"
     settings = parse_train_settings(tree, "benchmark")
+    told = settings.model_dump(mode="json")
     if kept.is_file():
-        found: dict[str, Any] = json.loads(kept.read_text())
-        return found
+        before: dict[str, Any] = json.loads(kept.read_text())
+        if before.get("settings") == told:
+            return before
     start = time.perf_counter()
     result = train(settings)
     network, card = load_model(result.model)
     geometry = model_geometry(card)
-    found = {
+    found: dict[str, Any] = {
+        "settings": told,
         "weights": sum(parameter.numel() for parameter in network.parameters()),
         "AP .50": result.scores.ap(0.5),
         "AP .90": result.scores.ap(0.9),

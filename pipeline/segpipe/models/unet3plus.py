@@ -104,7 +104,7 @@ class UNet3Plus(Network):
     ) -> None:
         check_range("in_channels", in_channels, 1, 256)
         check_range("out_channels", out_channels, 1, 256)
-        check_range("depth", depth, 1, 6)
+        check_range("depth", depth, 2, 6)
         check_range("width", width, 1, MAX_CHANNELS // 2**depth)
         check_flag("deep_supervision", deep_supervision)
         check_flag("classification", classification)

@@ -97,7 +97,7 @@ def load_samples(data: DataSettings, channels: int) -> list[Sample]:
 def split_samples(samples: Sequence[Sample], share: float, seed: int) -> Split:
     """Whole groups for validation, from each stratum until its share is reached.
 
-    Which ones is a function of their names and the seed: other images do not change it.
+    In an order that is a function of names and seed, until the share is reached.
 
     Raises
     ------

@@ -213,7 +213,7 @@ class UNet3PlusLoss:
 
 @dataclass(frozen=True)
 class InstanceLoss:
-    """The default for the outputs [foreground, interior]; mean over the sides.
+    """The default for [foreground, interior], and without I for [foreground]; mean over the sides.
 
         L = cross_entropy BCE(F, w) + dice Dice(F) + interior R(I) + background mean of I outside
 
@@ -251,23 +251,27 @@ class InstanceLoss:
         Raises
         ------
         ValueError
-            When there are not two outputs.
+            When there are more than two outputs.
         """
-        if targets.maps.shape[1] != 2:
+        if targets.maps.shape[1] > 2:
             raise ValueError(
                 f"the instance loss of {targets.maps.shape[1]} outputs; "
-                "expected two, foreground and interior"
+                "expected foreground, or foreground and interior"
             )
         return _mean_over_sides(lambda logits: self._of_side(logits, targets), output, targets)
 
     def _of_side(self, logits: Tensor, targets: Targets) -> Tensor:
         check_shapes(logits, targets.maps)
         foreground, inside = targets.maps[:, :1], targets.maps[:, 0]
+        of_foreground = self.cross_entropy * cross_entropy(
+            logits[:, :1], foreground, targets.weights
+        ) + self.dice * soft_dice(logits[:, :1], foreground)
+        if logits.shape[1] == 1:
+            return of_foreground
         depth, true_depth = logits[:, 1].float().sigmoid(), targets.maps[:, 1].float()
         error = F.smooth_l1_loss(depth, true_depth, reduction="none", beta=self.beta)
         return (
-            self.cross_entropy * cross_entropy(logits[:, :1], foreground, targets.weights)
-            + self.dice * soft_dice(logits[:, :1], foreground)
+            of_foreground
             + self.interior * _mean_where(error, inside)
             + self.background * _mean_where(depth, 1 - inside)
         )

@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import os
-import pickle
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from segpipe.errors import InputError, SettingsError, Stopped
 from segpipe.evaluate import Scores
 from segpipe.models.card import Decode, ModelCard, nearest, parse_card
 from segpipe.models.context import ModelGeometry, next_admissible
+from segpipe.models.foreign import DAMAGED
 from segpipe.models.modelfile import SUFFIX, model_geometry, write_model
 from segpipe.models.network import build_network
 from segpipe.prepare import writable_folder
@@ -174,7 +174,7 @@ class Course:
         self.settings, self.card, self.geometry, self.split = settings, card, geometry, split
         self.trainer = trainer
         self.out = settings.output
-        self.digest = _digest(settings, split)
+        self.digest = _digest(settings, split, trainer)
         self.step = 0
         self.history = History()
         self.recent: list[float] = []
@@ -196,26 +196,21 @@ class Course:
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            digest = state["digest"]
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-            TypeError,
-            pickle.UnpicklingError,
-        ) as error:
+            is_ours = state["digest"] == self.digest
+            if is_ours:
+                self.trainer.load(state["trainer"])
+                self.step, self.recent, self.best = state["step"], state["recent"], state["best"]
+                self.history = History(state["losses"], state["validations"])
+        except (OSError, *DAMAGED) as error:
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
             raise SettingsError(
-                f"{path} is damaged ({str(error).splitlines()[0][:100]}); begin anew with --restart"
+                f"{path} is damaged ({reason}); begin anew with --restart"
             ) from error
-        if digest != self.digest:
+        if not is_ours:
             raise SettingsError(
                 f"{path} is of a training with other settings, images or versions of segpipe; give "
                 "another output, or begin anew with --restart"
             )
-        self.trainer.load(state["trainer"])
-        self.step, self.recent, self.best = state["step"], state["recent"], state["best"]
-        self.history = History(state["losses"], state["validations"])
         log.info("going on from step %d", self.step)
 
     def save(self) -> None:
@@ -341,9 +336,18 @@ def _device(settings: TrainSettings) -> torch.device:
     return choose_device(settings.device)
 
 
-def _digest(settings: TrainSettings, split: Split) -> str:
-    """Of everything that the weights depend on; where files lie is not among it."""
+def _digest(settings: TrainSettings, split: Split, trainer: Trainer) -> str:
+    """Of everything that the weights depend on: settings, pixels, labels, device, threads, torch.
+
+    Where files lie is not among it.
+    """
     tree = settings.model_dump(mode="json", exclude={"output", "card"})
     tree["data"] = {key: tree["data"][key] for key in ("channel", "validation")}
-    told = json.dumps([__version__, tree, split.digest], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    made_by = [torch.__version__, trainer.device.type, str(trainer.precision)]
+    threads = torch.get_num_threads() if trainer.device.type == "cpu" else 0
+    told = json.dumps([__version__, tree, split.digest, made_by, threads], sort_keys=True)
+    digest = hashlib.sha256(told.encode())
+    for sample in (*split.training, *split.validation):
+        digest.update(sample.pixels.tobytes())
+        digest.update(sample.labels.tobytes())
+    return digest.hexdigest()[:16]

@@ -41,7 +41,7 @@ class Trainer:
         self._optimiser = torch.optim.AdamW(
             _decayed(self.network, settings.course.weight_decay), lr=settings.course.learning_rate
         )
-        self._scaler = torch.amp.GradScaler(enabled=self.precision == torch.float16)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
 
     def step(self, batch: Batch, number: int) -> float:
         """One update, the `number`-th from 0; the loss before it.
@@ -49,7 +49,8 @@ class Trainer:
         Raises
         ------
         InputError
-            When the loss is not a number: names the batch. Nothing has been updated then.
+            When the loss or its gradient is not a number: names the batch. No weight has been changed
+            then.
         """
         course = self.settings.course
         torch.manual_seed(self.settings.seed * 1_000_003 + number)  # dropout, the same when resumed
@@ -61,27 +62,23 @@ class Trainer:
             output = self.network.forward_training(images)
         loss = self._loss(output, targets)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise InputError(
-                f"the loss of step {number} is {value}; its batch was {', '.join(batch.names)}: look "
-                "at these images and masks, or lower course.learning_rate"
-            )
+        _refuse_unless_finite(value, f"the loss of step {number}", batch)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
-        nn.utils.clip_grad_norm_(self.network.parameters(), course.clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), course.clip)
+        if (
+            not self._scaler.is_enabled()
+        ):  # the scaler leaves such a step out, and lowers its factor
+            _refuse_unless_finite(float(norm), f"the gradient of step {number}", batch)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self._average(number)
         return value
 
     def _targets(self, batch: Batch) -> Targets:
-        margin = self.network.margin
-        maps, weights = batch.maps, batch.weights
-        if margin:
-            maps = maps[..., margin:-margin, margin:-margin]
-            weights = weights[..., margin:-margin, margin:-margin]
-        return Targets(maps=maps.to(self.device), weights=weights.to(self.device))
+        whole = Targets(maps=batch.maps, weights=batch.weights)
+        return whole.without_border(self.network.margin).to(self.device)
 
     @torch.no_grad()
     def _average(self, number: int) -> None:
@@ -121,6 +118,14 @@ def learning_rate(course: CourseSettings, step: int) -> float:
         return course.learning_rate * (step + 1) / rising
     share = (step - rising) / max(1, course.steps - rising)
     return course.learning_rate * max(1e-3, (1 + math.cos(math.pi * share)) / 2)
+
+
+def _refuse_unless_finite(value: float, what: str, batch: Batch) -> None:
+    if not math.isfinite(value):
+        raise InputError(
+            f"{what} is {value}; its batch was {', '.join(batch.names)}: look at these images and "
+            "masks, or lower course.learning_rate"
+        )
 
 
 def _decayed(network: nn.Module, decay: float) -> list[dict[str, Any]]:
