@@ -122,7 +122,7 @@ def test_info(folder):
 def test_models_list_and_show():
     assert "nuclei-fluorescence" in segpipe("models", "list").stdout
     told = segpipe("models", "show", "nuclei-fluorescence").stdout
-    assert "context  94 px" in told and "licence: CC0-1.0" in told and "exact    yes" in told
+    assert "context    94 px" in told and "licence: CC0-1.0" in told and "exact      yes" in told
     assert segpipe("models", "show", "nuclei").exit_code == 2
 
 

@@ -2,66 +2,95 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import click
 
 
 @click.group()
 def models() -> None:
-    """Models: list, show, import, calibrate."""
+    """Models: list, show, import, export, calibrate."""
 
 
 @models.command("list")
 def list_command() -> None:
     """Models that ship with segpipe, and those in the folder $SEGPIPE_MODELS."""
-    from segpipe.models.modelfile import list_models, read_card
+    from segpipe.model_text import list_lines
 
-    for path in list_models():
-        card = read_card(path)
-        click.echo(
-            f"{card.name:<24}{len(card.channels)} channel{'s' * (len(card.channels) > 1)} -> "
-            f"{', '.join(card.outputs)}; {card.architecture.name}; {card.licence}"
-        )
+    for line in list_lines(shutil.get_terminal_size().columns):
+        click.echo(line)
 
 
 @models.command()
 @click.argument("model")
 def show(model: str) -> None:
-    """The card of MODEL, and how far it looks."""
+    """The card of MODEL, how far it looks, and whether tiling can be seen in its results."""
     import yaml
 
+    from segpipe.model_text import facts
     from segpipe.prepare import load_model
 
     found = load_model(model)
     card = found.card.model_dump(mode="json")
     click.echo(yaml.safe_dump(card, sort_keys=False, allow_unicode=True))
-    for key, value in {
-        "file": found.path,
-        "hash": found.hash,
-        "exact": "yes" if found.exact else "no: tiles may show",
-        "context": f"{found.context} px",
-        "halo": f"{found.halo} px",
-        "stride": f"{found.stride} px",
-    }.items():
-        click.echo(f"{key:<9}{value}")
+    for key, value in facts(found):
+        click.echo(f"{key:<11}{value}")
 
 
 @models.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--card", type=click.Path(path_type=Path), help="YAML with fields of the card.")
-def import_command(source: Path, destination: Path, card: Path | None) -> None:
-    """Make the model file DESTINATION from weights: .safetensors, or a PyTorch state dict.
+@click.option(
+    "--storage", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+    help="Of kernels in the file; float16 halves it, and rounds the weights.",
+)  # fmt: skip
+def import_command(
+    source: Path, destination: Path, card: Path | None, storage: Literal["float32", "float16"]
+) -> None:
+    """Make the model file DESTINATION from weights of a network that segpipe knows.
 
-    A state dict is read with weights_only; nothing in it is executed.
+    SOURCE is .safetensors, a PyTorch state dict (.pt, .pth), or ONNX as `segpipe models export` makes
+    it. A state dict is read with weights_only; nothing in it is executed. A graph is not run: its
+    weights are taken.
     """
     from segpipe.models.modelfile import import_model
     from segpipe.settings import read_yaml
 
     fields = read_yaml(card) if card else {}
-    import_model(source, destination, fields)
+    import_model(source, destination, fields, storage)
     click.echo(f"wrote {destination}")
+
+
+@models.command()
+@click.argument("model")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "torchscript", "bioimageio"]),
+    help="[default: by DESTINATION's suffix: .onnx, .pt, .zip]",
+)
+@click.option(
+    "--author", "authors", multiple=True, metavar="NAME", help="For bioimageio; may be repeated."
+)  # fmt: skip
+def export(model: str, destination: Path, kind: str | None, authors: tuple[str, ...]) -> None:
+    """Write MODEL for other programs to DESTINATION.
+
+    \b
+    onnx         the network: normalised windows to logits; windows of any number and size
+    torchscript  the same, for torch.jit.load
+    bioimageio   a package of the BioImage Model Zoo: both, with the card in words, pre- and
+                 post-processing, tiling, and test data
+
+    What is written was run and compared with the network.
+    """
+    from segpipe.exchange.writing import export_model
+
+    told = export_model(model, destination, kind, authors)
+    click.echo(f"wrote {destination}: {told}")
 
 
 @models.command()

@@ -54,6 +54,12 @@ class WholeWindow(nn.Module):
     """
 
 
+def whole_window_operations(network: nn.Module) -> list[str]:
+    """Names of the operations of a network that look at all of a window, each once."""
+    kinds = (type(module) for module in network.modules() if isinstance(module, WholeWindow))
+    return sorted({kind.__name__ for kind in kinds})
+
+
 class Network(nn.Module):
     """Base of every network: (N, C, H, W) float -> logits (N, K, H - 2 margin, W - 2 margin).
 
