@@ -36,7 +36,7 @@ def example_image(card: ModelCard, size: int) -> NDArray[np.uint8] | NDArray[np.
     share = np.clip((light - low) / max(high - low, 1), 0, 1)
     if tuple(card.channels) == COLOURS:
         density = 1.3 * share[None] * STAINS[0][:, None, None] + 0.25 * STAINS[1][:, None, None]
-        stained: NDArray[np.uint8] = np.rint(245 * 10 ** -density).astype(np.uint8)
+        stained: NDArray[np.uint8] = np.rint(245 * 10**-density).astype(np.uint8)
         return stained
     rule = card.normalisation
     if rule.kind == "fixed":

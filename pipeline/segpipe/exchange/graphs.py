@@ -101,7 +101,7 @@ def torchscript_bytes(network: Network, card: ModelCard, geometry: ModelGeometry
     file = io.BytesIO()
     with _quiet(), torch.inference_mode():
         traced: Any = torch.jit.trace(_frozen(network), example, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, file, _extra_files={"card.json": card.model_dump_json()})  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, file, _extra_files={"card.json": card.model_dump_json()})
         loaded: Any = torch.jit.load(io.BytesIO(file.getvalue()))  # type: ignore[no-untyped-call]
         _compare(
             lambda windows: loaded(torch.from_numpy(windows)).numpy(), network, geometry, card.name
