@@ -219,7 +219,9 @@ def test_auto_chooses_by_the_channels_and_refuses_what_it_is_not_for(tmp_path, c
     folder = tmp_path / "in"
     nuclei(folder / "grey.tif", (40, 50))
     bright(folder / "stained.tif")
-    tifffile.imwrite(folder / "dark.tif", np.full((40, 50, 3), 9, np.uint8), photometric="rgb")
+    dark = np.full((40, 50, 3), 9, np.uint8)
+    dark[10:20, 10:20, 2] = 200
+    tifffile.imwrite(folder / "dark.tif", dark, photometric="rgb")
     deep = np.full((40, 50, 3), 60000, np.uint16)
     tifffile.imwrite(folder / "deep.tif", deep, photometric="rgb")
     caplog.set_level("INFO")
@@ -227,7 +229,7 @@ def test_auto_chooses_by_the_channels_and_refuses_what_it_is_not_for(tmp_path, c
     models = {image.name: image.model.card.name for image in found.images}
     assert models == {"grey": "nuclei-fluorescence", "stained": "nuclei-he"}
     reasons = told(found)
-    assert "ground is dark" in reasons["dark"] and "--channel" in reasons["dark"]
+    assert "ground is dark" in reasons["dark"] and "--channel blue" in reasons["dark"]
     assert "RGB of uint16" in reasons["deep"]
     assert "model auto: nuclei-he for 1 of 2 images" in caplog.text
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from segpipe.choosing import auto_model
 from segpipe.geometry import Lattice
-from segpipe.prepare import REGION_ON_CPU, auto_model
+from segpipe.prepare import REGION_ON_CPU
 from segpipe.results import counted
 from segpipe.settings import AUTO
 from segpipe.slide.source import printable

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import occupancy, percentiles
+from segpipe.choosing import FLUORESCENCE, choose_for_colours
 from segpipe.components import Decode, label_region
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box, Lattice, TileGrid
@@ -19,15 +20,13 @@ from segpipe.models.modelfile import find_model
 from segpipe.properties import keeps, renumber, sum_region
 from segpipe.seams import merge_seams
 from segpipe.segmenter import load_segmenter
-from segpipe.settings import Settings
+from segpipe.settings import AUTO, Settings
 from segpipe.stages.image import decode_of, intensity_range
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def segment(
-    array: Array, model: str = "nuclei-fluorescence", settings: Settings | None = None
-) -> Array:
+def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -> Array:
     """Labels of the objects in an array: (Y, X) uint32, ids 1..N, 0 is background.
 
     The same labels as `predict` writes for a file that holds this array.
@@ -37,7 +36,8 @@ def segment(
     array
         (Y, X) or (C, Y, X), uint8, uint16 or float32, with the channels that the model takes.
     model
-        Name or path of a model file.
+        Name or path of a model file; "auto" is a shipped one, as `predict` chooses it for one channel
+        or, with three, for red, green and blue (`segpipe.choosing`).
     settings
         As for `predict`; what concerns files, workers and pictures is not used.
 
@@ -50,8 +50,12 @@ def segment(
     """
     settings = settings or Settings()
     infer = settings.infer
+    pixels = array[np.newaxis] if array.ndim == 2 else array
+    if model == AUTO and pixels.ndim == 3 and len(pixels) == 3 and pixels.size:
+        choice = choose_for_colours(pixels, pixels.dtype, settings, "the array")
+        model, pixels = choice.model, pixels if choice.channels is None else pixels[:1]
     segmenter = load_segmenter(
-        find_model(model),
+        find_model(FLUORESCENCE if model == AUTO else model),
         infer.device,
         threads=infer.threads,
         batch=infer.batch or 1,
@@ -61,7 +65,6 @@ def segment(
         core_only=True,
         tta=infer.tta,
     )
-    pixels = array[np.newaxis] if array.ndim == 2 else array
     if pixels.ndim != 3 or len(pixels) != segmenter.channels or pixels.size == 0:
         raise InputError(
             f"an array of shape {array.shape}; model {segmenter.card.name} takes (Y, X) or (C, Y, X) "

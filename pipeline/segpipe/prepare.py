@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segpipe import __version__
 from segpipe.backend import choose_backend
+from segpipe.choosing import AUTO_MODELS, Choice, choose_model
 from segpipe.errors import InputError, ModelError, SegpipeError, SettingsError
-from segpipe.geometry import Box, Lattice, TileGrid, ceil_to
+from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
@@ -33,16 +31,10 @@ from segpipe.stages.image import (
 )
 
 log = logging.getLogger(__name__)
-_LOOKED_AT = 512
-"""Pixels a side of an RGB image's middle that tell whether its ground is dark."""
-_DARK = 0.2
-"""Of full scale."""
+NAMED = 3
+"""Images of which a line tells the names."""
 REGION_ON_CPU, REGION_ON_GPU = 2048, 4096
 """Pixels a side of a region, where the settings do not say it."""
-FLUORESCENCE = "nuclei-fluorescence"
-HE = "nuclei-he"
-AUTO_MODELS = (FLUORESCENCE, HE)
-"""The shipped models among which `auto` chooses."""
 
 
 @dataclass(frozen=True)
@@ -108,25 +100,37 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
     plans = _Plans(out, settings)
     images: list[Image] = []
     failed: list[tuple[Input, SegpipeError]] = []
-    if settings.infer.model != AUTO:
+    automatic = settings.infer.model == AUTO
+    if not automatic:
         plans.check(model_of(settings.infer.model))
     with contextlib.closing(_Files()) as files:
         for one in found:
             try:
                 with files.open(one) as slide:
-                    name = settings.infer.model
-                    model = model_of(_auto(slide, settings) if name == AUTO else name)
-                    layout = _layout(slide, settings, model, files.fingerprint)
+                    choice = choose_model(slide, settings) if automatic else None
+                    model = model_of(choice.model if choice else settings.infer.model)
+                    layout = _layout(slide, settings, model, choice, files.fingerprint)
             except InputError as error:
                 named = error if one.plane == THE_PLANE else InputError(f"{one.name}: {error}")
                 failed.append((one, named))
                 continue
-            images.append(plans.image(one, out, model, layout))
+            images.append(plans.image(one, out, model, layout, choice))
     plans.write()
-    if settings.infer.model == AUTO:
-        for name, count in sorted(Counter(image.model.card.name for image in images).items()):
-            log.info("model auto: %s for %d of %d images", name, count, len(images))
+    _tell_choices(images)
     return Prepared(images, failed)
+
+
+def _tell_choices(images: Sequence[Image]) -> None:
+    """A line for each model that was chosen and each reason; run.json tells it image by image."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for image in images:
+        if image.chosen is not None:
+            groups.setdefault((image.model.card.name, image.chosen), []).append(image.name)
+    for (model, why), names in sorted(groups.items()):
+        some = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        log.info(
+            "model auto: %s for %d of %d images (%s): %s", model, len(names), len(images), why, some
+        )
 
 
 def begin(out: Path, settings: Settings) -> None:
@@ -163,40 +167,6 @@ class _Files:
         if self._file is not None:
             self._file.close()
         self._file = None
-
-
-def _auto(slide: Slide, settings: Settings) -> str:
-    """The shipped model for these channels."""
-    rgb = slide.rgb and settings.tile.channel is None
-    if rgb and slide.dtype != np.uint8 and settings.infer.normalise is None:
-        raise InputError(
-            f"{slide.path.name}: RGB of {slide.dtype}, and {HE} was trained on 8 bits; say what is "
-            "black and white with -s infer.normalise=[low,high], or give your own model (--model)"
-        )
-    if rgb and _is_dark(slide):
-        raise InputError(
-            f"{slide.path.name}: an RGB image whose ground is dark, which {HE} is not for; if it is "
-            f"fluorescence stored in colours, choose the channel of the nuclei (--channel) for "
-            f"{FLUORESCENCE}; else name the model (--model)"
-        )
-    return auto_model(rgb=rgb)
-
-
-def _is_dark(slide: Slide) -> bool:
-    """Whether most of a colour image is dark in all channels: fluorescence, not stained tissue.
-
-    Looked at in the middle: glass and tissue are bright in at least one channel.
-    """
-    height, width = slide.shape[1:]
-    y, x = max(0, (height - _LOOKED_AT) // 2), max(0, (width - _LOOKED_AT) // 2)
-    middle = slide.read(Box(y, x, min(height, y + _LOOKED_AT), min(width, x + _LOOKED_AT)))
-    full = np.iinfo(middle.dtype).max if middle.dtype.kind == "u" else middle.max(initial=0)
-    return bool(np.median(middle.max(axis=0)) < _DARK * float(full))
-
-
-def auto_model(*, rgb: bool) -> str:
-    """The shipped model that `auto` takes for channels that are, or are not, those of a photograph."""
-    return HE if rgb else FLUORESCENCE
 
 
 def stage_digests(settings: Settings) -> dict[str, str]:
@@ -273,8 +243,11 @@ def _on_gpu(settings: Settings) -> bool:
     return device_type("auto") != "cpu"
 
 
-def _layout(slide: Slide, settings: Settings, model: Model, fingerprint: str) -> Layout:
-    channels = select_channels(slide, settings.tile.channel, len(model.card.channels))
+def _layout(
+    slide: Slide, settings: Settings, model: Model, choice: Choice | None, fingerprint: str
+) -> Layout:
+    wanted = choice.channels if choice and choice.channels else settings.tile.channel
+    channels = select_channels(slide, wanted, len(model.card.channels))
     if "foreground" not in model.card.outputs:
         raise ModelError(
             f"model {model.card.name} gives {', '.join(model.card.outputs)}; instances need "
@@ -320,7 +293,9 @@ class _Plans:
         if self.new:
             write_json(self.path, self.open)
 
-    def image(self, one: Input, out: Path, model: Model, layout: Layout) -> Image:
+    def image(
+        self, one: Input, out: Path, model: Model, layout: Layout, choice: Choice | None
+    ) -> Image:
         """The image with its numeric plan."""
         tile, infer = self.settings.tile, self.settings.infer
         plan = NumericPlan(
@@ -348,4 +323,5 @@ class _Plans:
             region,
             layout,
             self.digests,
+            choice.why if choice else None,
         )

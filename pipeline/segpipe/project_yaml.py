@@ -13,10 +13,10 @@ from typing import Any
 
 from segpipe import __version__
 from segpipe.advice import Advice, advise
+from segpipe.choosing import auto_model
 from segpipe.errors import SettingsError
 from segpipe.inputs import plain_name
 from segpipe.models.modelfile import find_model, read_card
-from segpipe.prepare import auto_model
 from segpipe.records import write_text
 from segpipe.results import counted
 from segpipe.settings_docs import described, schema_line, setting_line, value_text

@@ -98,6 +98,7 @@ def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
             "pixel_size_um": image.layout.pixel_size_um,
             "model": image.model.card.name,
             "model_hash": image.model.hash,
+            "model_chosen": image.chosen,
             "exact": image.model.exact,
             "plan": vars(image.plan) | {"context": image.model.context},
         }

@@ -116,6 +116,8 @@ class Image:
     layout: Layout
     digests: Mapping[str, str] = field(default_factory=dict)
     """`settings_digest` of each stage, for its manifest."""
+    chosen: str | None = None
+    """Why the model was chosen, where that was left to segpipe."""
 
     @cached_property
     def zarr(self) -> Path:
