@@ -71,10 +71,12 @@ KINDS = {
     "records": [
         "segpipe.records:write_json",
         "segpipe.records:read_json",
+        "segpipe.records:begin_stage",
+        "segpipe.records:has_begun",
+        "segpipe.records:drop_lines",
         "segpipe.records:Records.add",
-        "segpipe.records:read_records",
-        "segpipe.records:read_arrays",
-        "segpipe.records:drop_records",
+        "segpipe.records:Records.read",
+        "segpipe.records:read_pieces",
     ],
 }
 REST = "the rest"

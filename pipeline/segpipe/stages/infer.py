@@ -16,11 +16,10 @@ from segpipe.backend import EAGER
 from segpipe.compute import Engine, gpu_index
 from segpipe.geometry import Lattice
 from segpipe.inference import predict_region, read_box_of
-from segpipe.records import Record
 from segpipe.segmenter import Segmenter, device_type, load_segmenter
 from segpipe.settings import AUTO
 from segpipe.stages.emptiness import empty_tiles
-from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifests_before, remove
+from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifest_before, remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import Range, ranges_of
 from segpipe.store import clear_shard, create_array, write_shard
@@ -41,7 +40,7 @@ class InferArgs:
 
 def infer(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the probabilities of every pixel: (K, Y, X) uint8."""
-    before = manifests_before(image, "infer")["tile"]
+    before = manifest_before(image, "infer")
     run = StageRun(image, "infer", engine, progress, before)
     args = InferArgs(ranges_of(before), empty_tiles(image, before))
     run.begin([image.probabilities], lambda: _create(image))
@@ -107,12 +106,13 @@ def _segmenter(path: Path, _hash: str, device: str, backend: str, plan: NumericP
     )
 
 
-def infer_region(work: Pass, name: str) -> Record:
+def infer_region(work: Pass, name: str) -> dict[str, Any]:
     """Probabilities of one region; 0 in tiles that hold nothing, of which a region may consist."""
     image, region = work.image, work.lattice.named(name)
     grid, empty = image.tiles, work.args.empty
     if all(empty[tile.index] for tile in grid.meeting(region.box)):
-        return work.records.add(name, clear_shard(image.probabilities, region.box), made_by=None)
+        work.records.add(name, clear_shard(image.probabilities, region.box), made_by=None)
+        return {}
     segmenter = segmenter_of(image)
     box = read_box_of(grid, region.box)
     block = store.read_box(image.zarr / "0", box, image.layout.channels)
@@ -126,4 +126,5 @@ def infer_region(work: Pass, name: str) -> Record:
         skip=lambda tile: bool(empty[tile.index]),
     )
     shard = write_shard(image.probabilities, region.box, probabilities)
-    return work.records.add(name, shard, made_by=segmenter.made_by)
+    work.records.add(name, shard, made_by=segmenter.made_by)
+    return {}
