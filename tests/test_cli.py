@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from click.testing import CliRunner
 from fields import SIZES, labels_of, nuclei, table_of, threshold_model
 from segpipe.cli import main
 from segpipe.jobs import JobImage, read_job, write_job
-from segpipe.models.modelfile import load_model
+from segpipe.models.card import parse_card
+from segpipe.models.modelfile import load_model, write_model
+from segpipe.models.network import build_network
 
 CONFIG = Path(__file__).parents[1] / "configs" / "test.yaml"
 SETS = [part for size in SIZES for part in ("-s", size)]
@@ -124,6 +127,42 @@ def test_models_list_and_show():
     told = segpipe("models", "show", "nuclei-fluorescence").stdout
     assert "context    94 px" in told and "licence: CC0-1.0" in told and "exact      yes" in told
     assert segpipe("models", "show", "nuclei").exit_code == 2
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_list_of_models_fits_the_terminal(tmp_path, monkeypatch, rgb_model, width):
+    shutil.copy(
+        rgb_model, tmp_path / "a-model-whose-name-is-as-long-as-people-make-them.safetensors"
+    )
+    (tmp_path / "broken.safetensors").write_bytes(b"no model, and no line may be longer for it" * 9)
+    monkeypatch.setenv("SEGPIPE_MODELS", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = segpipe("models", "list").stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) == 1 + 3 + 1 and lines[-1].startswith("broken: ")
+    assert [line.split()[0][:12] for line in lines[:3]] == ["name", "a-model-whos", "nuclei-fluor"]
+    for column in ("params", "context", "exact"):
+        assert column in lines[0]
+    if width == 200:
+        assert "M    94 px  96 px  yes    CC0-1.0" in lines[2]
+        assert "red, green, blue" in lines[1] and "22 px  24 px  yes" in lines[1]
+
+
+def test_show_says_why_a_model_is_not_exact(tmp_path):
+    fields = {
+        "name": "gated",
+        "architecture": {"name": "unet3plus", "parameters": {"width": 1, "classification": True}},
+        "channels": ["nuclei"],
+        "outputs": ["foreground"],
+        "normalisation": {"kind": "percentile"},
+        "licence": "CC0-1.0",
+        "training_data": "none",
+    }
+    card = parse_card(fields, "fields")
+    write_model(tmp_path / "x.safetensors", build_network(*card.network_arguments), card, "float16")
+    told = segpipe("models", "show", tmp_path / "x.safetensors").stdout
+    assert "exact      no: Guide looks at the whole window, so tiles may show" in told
+    assert "kernels in float16" in told
 
 
 def test_models_import_of_a_state_dict(tmp_path):

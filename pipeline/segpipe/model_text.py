@@ -14,15 +14,15 @@ from segpipe.stages.image import Model
 
 HEADER = ("name", "network", "channels", "params", "context", "halo", "exact", "licence")
 NARROWEST = 40
-RIGHT = (3, 4, 5)
-"""Columns of numbers."""
+NUMBERS = ("params", "context", "halo")
+LEFT_OUT = ("licence", "network", "halo", "channels")
+"""Columns that a narrow terminal has no room for, the first to go first."""
 
 
 def list_lines(width: int) -> Iterator[str]:
     """A table of the models that are known by name, no line wider than `width` columns.
 
-    A file that cannot be used is a line of its own that says why. What does not fit the width is cut
-    off, network and licence first.
+    A file that cannot be used is a line of its own that says why.
     """
     rows: list[Sequence[str]] = [HEADER]
     broken: list[str] = []
@@ -63,19 +63,30 @@ def count_parameters(path: Path) -> int:
 
 
 def _table(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """Columns as wide as they need; where that is too wide the longest words are shortened."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    order = [HEADER.index(name) for name in ("licence", "network", "channels", "name")]
-    for column in order:
-        over = sum(widths) + 2 * (len(widths) - 1) - width
-        if over > 0:
-            widths[column] -= min(over, max(0, widths[column] - len(HEADER[column])))
+    """Columns as wide as they need. Where that is too wide channels are shortened, then columns are
+    left out, and last the names are shortened."""
+    widths = {column: max(len(row[place]) for row in rows) for place, column in enumerate(HEADER)}
+
+    def over() -> int:
+        return sum(widths.values()) + 2 * (len(widths) - 1) - width
+
+    def shorten(column: str) -> None:
+        widths[column] -= max(0, min(over(), widths[column] - len(column)))
+
+    shorten("channels")
+    for column in LEFT_OUT:
+        if over() > 0:
+            del widths[column]
+    shorten("name")
     for row in rows:
-        cells = [
-            _cut(cell, size).rjust(size) if place in RIGHT else _cut(cell, size).ljust(size)
-            for place, (cell, size) in enumerate(zip(row, widths, strict=True))
+        cells = dict(zip(HEADER, row, strict=True))
+        fitted = [
+            _cut(cells[column], size).rjust(size)
+            if column in NUMBERS
+            else _cut(cells[column], size).ljust(size)
+            for column, size in widths.items()
         ]
-        yield "  ".join(cells).rstrip()[:width]
+        yield "  ".join(fitted).rstrip()
 
 
 def _cut(text: str, size: int) -> str:
