@@ -11,19 +11,22 @@ its own border as in inference, and only there.
 
 The weight map and the interior were computed at the image's own scale: the first is not computed
 again for an enlarged crop, and the second does not depend on it.
+
+All of it is NumPy and SciPy: crops are made by threads beside the network's. While torch's operations
+ran in them, each with its own number of threads, a process ended in a segmentation fault once in two
+runs of all tests; that it came from there is likely, and was not shown.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
+from scipy import ndimage
 
 from segpipe.training.settings import AugmentSettings
 
@@ -54,10 +57,27 @@ class Warp:
         places: NDArray[np.float64] = np.tensordot(self.matrix, grid, axes=1)
         places += np.reshape(self.centre, (2, 1, 1))
         if self.displacements is not None:
-            coarse = torch.from_numpy(self.displacements)[None]
-            fine = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=True)
-            places += fine[0].numpy()
+            weights = bicubic_weights(size)
+            places += weights @ self.displacements @ weights.T
         return places
+
+
+@functools.lru_cache(maxsize=8)
+def bicubic_weights(size: int) -> NDArray[np.float64]:
+    """(size, 3): how much of each of three values, at both ends and the middle, a place between has.
+
+    Cubic convolution of Keys 1981 with a = -0.75, as in torch's bicubic interpolation; the values
+    beyond the ends are those at the ends.
+    """
+    places = np.linspace(0, 2, size)
+    weights = np.zeros((size, 3))
+    for node in range(-2, 5):
+        far = np.abs(places - node)
+        near_part = (1.25 * far - 2.25) * far * far + 1
+        far_part = ((-0.75 * far + 3.75) * far - 6) * far + 3
+        kernel = np.where(far <= 1, near_part, np.where(far < 2, far_part, 0.0))
+        weights[:, min(max(node, 0), 2)] += kernel
+    return weights
 
 
 def draw_warp(shape: tuple[int, int], size: int, augment: AugmentSettings, random: Random) -> Warp:
@@ -107,39 +127,38 @@ class Window:
 
     rows, columns
         Of the image.
-    grid
-        (1, size, size, 2) float32 for `torch.nn.functional.grid_sample`: x, y in [-1, 1].
+    places
+        (2, size, size): y and x in what is cut out by them.
     """
 
     rows: slice
     columns: slice
-    grid: Tensor
+    places: NDArray[np.float64]
 
     @classmethod
     def of(cls, warp: Warp, shape: tuple[int, int], size: int) -> Window:
         """Of an image of this shape."""
         places = warp.places(size)
-        scaled, slices = [], []
+        slices = []
         for axis, length in enumerate(shape):
-            folded = mirrored_places(places[axis], length)
-            first = int(folded.min())
-            last = min(int(folded.max()) + 1, length - 1)
-            span = max(1, last - first)
-            slices.append(slice(first, last + 1))
-            scaled.append(2 * (folded - first) / span - 1)
-        grid = torch.from_numpy(np.stack(scaled[::-1], axis=-1).astype(np.float32))[None]
-        return cls(slices[0], slices[1], grid)
+            places[axis] = mirrored_places(places[axis], length)
+            first = int(places[axis].min())
+            slices.append(slice(first, min(int(places[axis].max()) + 1, length - 1) + 1))
+            places[axis] -= first
+        return cls(slices[0], slices[1], places)
 
-    def sample(self, part: Array) -> Tensor:
+    def sample(self, part: Array) -> NDArray[np.float32]:
         """Bilinear samples of an array already cut to rows and columns: (M, size, size) float32."""
-        source = torch.from_numpy(np.ascontiguousarray(part, np.float32))[None]
-        sampled = F.grid_sample(
-            source, self.grid, mode="bilinear", padding_mode="border", align_corners=True
-        )
-        return sampled[0]
+        sampled = np.empty((len(part), *self.places.shape[1:]), np.float32)
+        for plane, result in zip(part, sampled, strict=True):
+            whole = np.asarray(plane, np.float32)
+            ndimage.map_coordinates(whole, self.places, result, order=1, mode="nearest")
+        return sampled
 
 
-def vary_intensity(image: Tensor, augment: AugmentSettings, random: Random) -> Tensor:
+def vary_intensity(
+    image: NDArray[np.float32], augment: AugmentSettings, random: Random
+) -> NDArray[np.float32]:
     """The crop (C, H, W), normalised, with other stain, blur, gain, offset, gamma and noise."""
     if augment.stain > 0 and len(image) == 3:
         image = vary_stain(image, augment.stain, random)
@@ -148,45 +167,40 @@ def vary_intensity(image: Tensor, augment: AugmentSettings, random: Random) -> T
     gain, offset = random.uniform(*augment.gain), random.uniform(*augment.offset)
     gamma = random.uniform(*augment.gamma)
     if gamma != 1.0:
-        image = torch.where(image > 0, image.clamp(min=0) ** gamma, image)
-    image = image * gain + offset
+        image = np.where(image > 0, np.maximum(image, 0) ** np.float32(gamma), image)
+    image = image * np.float32(gain) + np.float32(offset)
     if augment.noise > 0:
         noise = random.standard_normal(image.shape, np.float32)
-        image = image + torch.from_numpy(noise) * random.uniform(0, augment.noise)
+        image = image + noise * np.float32(random.uniform(0, augment.noise))
     return image
 
 
-def blurred(image: Tensor, sigma: float) -> Tensor:
+def blurred(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """(C, H, W) under a Gaussian of this many pixels, cut at three sigma; mirrored at the border."""
-    reach = min(max(1, math.ceil(3 * sigma)), min(image.shape[1:]) - 1)
-    if reach < 1:
-        return image
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel /= kernel.sum()
-    padded = F.pad(image[:, None], (reach,) * 4, mode="reflect")
-    rows = F.conv2d(padded, kernel.reshape(1, 1, -1, 1))
-    return F.conv2d(rows, kernel.reshape(1, 1, 1, -1))[:, 0]
+    result: NDArray[np.float32] = ndimage.gaussian_filter(
+        image, (0, sigma, sigma), mode="mirror", truncate=3
+    )
+    return result
 
 
 STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 """Optical densities of haematoxylin, eosin and DAB in red, green and blue: Ruifrok and Johnston 2001,
 Quantification of histochemical staining by color deconvolution, table 1."""
-_UNMIX = torch.from_numpy(
-    np.linalg.inv(STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True))
-).float()
-_DARKEST = 1 / 255
+_MIX = (STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)).T.astype(np.float32)
+_UNMIX = np.linalg.inv(_MIX)
+_DARKEST = np.float32(1 / 255)
 
 
-def vary_stain(image: Tensor, share: float, random: Random) -> Tensor:
+def vary_stain(image: NDArray[np.float32], share: float, random: Random) -> NDArray[np.float32]:
     """An RGB crop (3, H, W) in [0, 1] as if stained more or less strongly, stain by stain.
 
     Each stain's density is multiplied within 1 +- share and shifted within +- share / 10 (Tellez et
     al. 2018, Whole-slide mitosis detection in H&E breast histology, section III-D: HED jitter).
     """
-    density = -torch.log(image.clamp(_DARKEST, 1.0)).flatten(1)
-    stains = _UNMIX.T @ density
-    factor = torch.from_numpy(random.uniform(1 - share, 1 + share, (3, 1))).float()
-    shift = torch.from_numpy(random.uniform(-share / 10, share / 10, (3, 1))).float()
-    mixed = torch.linalg.inv(_UNMIX).T @ (stains * factor + shift)
-    return torch.exp(-mixed).clamp(0, 1).reshape(image.shape)
+    density = -np.log(np.clip(image, _DARKEST, 1)).reshape(3, -1)
+    stains = _UNMIX @ density
+    factor = random.uniform(1 - share, 1 + share, (3, 1)).astype(np.float32)
+    shift = random.uniform(-share / 10, share / 10, (3, 1)).astype(np.float32)
+    mixed = _MIX @ (stains * factor + shift)
+    varied: NDArray[np.float32] = np.clip(np.exp(-mixed), 0, 1).reshape(image.shape)
+    return varied

@@ -22,6 +22,7 @@ from segpipe.training.dataset import Sample
 from segpipe.training.settings import TrainSettings
 from segpipe.training.targets import interior_of, weight_map
 
+Pixels = NDArray[np.float32]
 AHEAD = 4
 """Batches that are made while the network is at work."""
 
@@ -93,14 +94,15 @@ class BatchMaker:
         size = self.settings.course.batch
         chosen = random.choice(len(self.samples), size, p=self._chances)
         crops = [self._crop(self.samples[number], random) for number in chosen]
+        outputs = len(self.settings.network.outputs)
         return Batch(
-            torch.stack([image for image, _ in crops]),
-            torch.stack([targets[: len(self.settings.network.outputs)] for _, targets in crops]),
-            torch.stack([targets[2] for _, targets in crops]),
+            torch.from_numpy(np.stack([image for image, _ in crops])),
+            torch.from_numpy(np.stack([targets[:outputs] for _, targets in crops])),
+            torch.from_numpy(np.stack([targets[2] for _, targets in crops])),
             tuple(self.samples[number].sample.name for number in chosen),
         )
 
-    def _crop(self, one: Prepared, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _crop(self, one: Prepared, random: np.random.Generator) -> tuple[Pixels, Pixels]:
         """(C, H, W) and (3, H, W)."""
         augment, shape = self.settings.augment, one.sample.labels.shape
         warp = draw_warp((shape[0], shape[1]), self.crop, augment, random)
@@ -108,16 +110,14 @@ class BatchMaker:
         part = (slice(None), window.rows, window.columns)
         image = window.sample(normalise(one.sample.pixels[part], one.ranges))
         targets = window.sample(one.targets[part])
-        foreground = (targets[0] >= 0.5).float()
-        maps = torch.stack([foreground, targets[1] * foreground, targets[2]])
+        foreground = (targets[0] >= 0.5).astype(np.float32)
+        maps = np.stack([foreground, targets[1] * foreground, targets[2]])
         return vary_intensity(image, augment, random), maps
 
 
 def batches(maker: BatchMaker, start: int, stop: int, threads: int) -> Iterator[Batch]:
     """The batches of steps [start, stop), in order, made ahead by so many threads."""
-    # OpenMP's number of threads belongs to the calling thread: each of these uses one, or they would
-    # take the cores from the network (ten times slower crops were seen)
-    pool = ThreadPoolExecutor(threads, "batches", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(threads, "batches")
     try:
         waiting: deque[Future[Batch]] = deque()
         ahead = max(AHEAD, math.ceil(1.5 * threads))
