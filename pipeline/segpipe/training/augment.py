@@ -12,8 +12,8 @@ its own border as in inference, and only there.
 The weight map and the interior were computed at the image's own scale: the first is not computed
 again for an enlarged crop, and the second does not depend on it.
 
-All of it is NumPy and SciPy: crops are made by threads beside the network's, and torch's operations would
-bring a number of threads of their own into each.
+All of it is NumPy and SciPy: crops are made by threads beside the network's, and torch's operations
+would bring threads of their own into each.
 """
 
 from __future__ import annotations
