@@ -11,7 +11,7 @@ import click
 
 @click.group()
 def models() -> None:
-    """Models: list, show, import, export, calibrate."""
+    """Models: list, show, import, export, prune, calibrate."""
 
 
 @models.command("list")
@@ -91,6 +91,33 @@ def export(model: str, destination: Path, kind: str | None, authors: tuple[str, 
 
     told = export_model(model, destination, kind, authors)
     click.echo(f"wrote {destination}: {told}")
+
+
+@models.command()
+@click.argument("model")
+@click.option(
+    "--level",
+    required=True,
+    type=click.IntRange(1, 6),
+    help="Of the head that is kept; 1: the smallest.",
+)
+@click.option(
+    "-o", "--output", "destination", required=True, type=click.Path(path_type=Path),
+    help="Model file to write.",
+)  # fmt: skip
+def prune(model: str, level: int, destination: Path) -> None:
+    """Cut MODEL, a U-Net++, down to the head of one level: fewer weights, less work, less context.
+
+    Its figures are not those of MODEL: score it by `segpipe evaluate` before you use it.
+    """
+    from segpipe.model_text import count_parameters
+    from segpipe.models.modelfile import find_model
+    from segpipe.models.pruning import prune_model
+
+    source = find_model(model)
+    prune_model(source, level, destination)
+    left, all_of_them = (count_parameters(path) for path in (destination, source))
+    click.echo(f"wrote {destination}: {left:,} of {all_of_them:,} parameters")
 
 
 @models.command()
