@@ -23,10 +23,12 @@ from segpipe.models.modelfile import load_model, read_card
 from segpipe.models.network import NETWORKS
 from segpipe.synthetic import NucleiField
 from segpipe.training.batches import BatchMaker, Prepared, batches
+from segpipe.training.course import CHECKPOINT, Course
 from segpipe.training.dataset import load_samples
-from segpipe.training.run import CHECKPOINT, Course, first_card, train
+from segpipe.training.run import first_card, train
 from segpipe.training.settings import parse_train_settings
 from segpipe.training.trainer import Trainer, learning_rate
+from segpipe.training.weights import Weighing
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,9 @@ def test_the_model_that_comes_out_segments(data, tmp_path):
     trained = train(settings_of(data, tmp_path / "run", steps=60, validate_every=30))
     card = read_card(trained.model)
     assert card.name == "made"
-    assert card.figures["AP at IoU .50"] == pytest.approx(trained.scores.ap(0.5), abs=6e-4)
+    assert card.figures["AP at IoU .50"] == pytest.approx(
+        trained.figures["AP at IoU .50"], abs=6e-4
+    )
     assert card.figures["AP at IoU .50"] > 0.3
     assert card.object_diameter_px > 0
     image = tifffile.imread(data / "images" / "n0.tif")
@@ -116,7 +120,7 @@ def test_the_figure_of_the_card_is_that_of_the_file(data, tmp_path):
         (one.labels, segpipe.segment(one.pixels, str(trained.model), eager))
         for one in split.validation
     )
-    assert scores.mean_ap() == pytest.approx(trained.scores.mean_ap(), abs=0.01)
+    assert scores.mean_ap() == pytest.approx(trained.figures["mean AP, IoU .50 to .90"], abs=0.01)
 
 
 class _StopAt:
@@ -211,7 +215,7 @@ def prepared(data, out):
     settings = settings_of(data, out)
     card = first_card(settings)
     samples = load_samples(settings.data, 1)
-    return settings, [Prepared.of(one, card, 1.0) for one in samples]
+    return settings, [Prepared.of(one, card, Weighing(w0=10)) for one in samples]
 
 
 def test_a_batch_is_a_function_of_the_step(data, tmp_path):
@@ -240,7 +244,7 @@ def test_image_and_targets_of_a_batch_lie_at_the_same_places(tmp_path):
     plain = {"gain": [1, 1], "offset": [0, 0], "noise": 0, "blur_px": 0}
     settings = parse_train_settings(fields | {"augment": plain}, "test")
     samples = load_samples(settings.data, 1)
-    ready = [Prepared.of(one, first_card(settings), 1.0) for one in samples]
+    ready = [Prepared.of(one, first_card(settings), Weighing(w0=10)) for one in samples]
     batch = BatchMaker(ready, settings, 64)(1)
     assert 0.05 < batch.maps[:, 0].mean() < 0.95
     assert torch.equal(batch.images[:, 0] >= 0.5, batch.maps[:, 0] == 1)
