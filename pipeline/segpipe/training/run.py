@@ -18,13 +18,11 @@ from segpipe.segmenter import choose_device
 from segpipe.training.course import CHECKPOINT, Course, Trained, input_size
 from segpipe.training.dataset import Split, load_samples, split_samples
 from segpipe.training.named_losses import WEIGHING, build_loss
-from segpipe.training.settings import TrainSettings
+from segpipe.training.settings import HEAVIEST, TrainSettings
 from segpipe.training.trainer import Trainer
 from segpipe.training.weights import Weighing, balanced_class_weights
 
 log = logging.getLogger(__name__)
-HEAVIEST = 1000.0
-"""Largest weight of a class that is found by balancing."""
 
 
 def train(settings: TrainSettings, *, restart: bool = False) -> Trained:
@@ -114,15 +112,11 @@ def weighing_of(settings: TrainSettings, split: Split) -> Weighing:
                 f"no mask of the training images holds {' or '.join(missing)}; give images with it, "
                 "another seed, or leave it out of network.outputs"
             )
-    weights = (
-        None
-        if loss.class_weights is None
-        else tuple(
-            balanced_class_weights(pixels.tolist())
-            if loss.class_weights == "balanced"
-            else (loss.class_weights[name] for name in names)
-        )
-    )
+    weights = None
+    if isinstance(loss.class_weights, dict):
+        weights = tuple(loss.class_weights[name] for name in names)
+    elif loss.class_weights is not None:
+        weights = balanced_class_weights(pixels.tolist())
     if weights is not None and max(weights) > HEAVIEST:
         rarest = int(np.argmax(weights))
         raise InputError(

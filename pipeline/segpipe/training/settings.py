@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segpipe.errors import SettingsError
 from segpipe.models.card import Architecture, Fixed, Name, Percentile, first_problem
@@ -13,6 +13,8 @@ from segpipe.settings import read_yaml
 
 INSTANCES = ("foreground", "interior")
 """Outputs of a network that finds objects; the first may be alone."""
+HEAVIEST = 1000.0
+"""Largest weight of a class."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Span = tuple[float, float]
@@ -119,9 +121,6 @@ class NetworkSettings(_Section):
         return self
 
 
-Weight = Annotated[float, Field(ge=0, le=1000)]
-
-
 class LossSettings(_Section):
     """What is minimised."""
 
@@ -140,11 +139,22 @@ class LossSettings(_Section):
     )
     w0: float = Field(10.0, ge=0, le=1000, description="height of the weight map")
     sigma_px: float = Field(5.0, gt=0, le=50, description="its width")
-    class_weights: Literal["balanced"] | dict[Name, Weight] | None = Field(
+    class_weights: str | dict[str, float] | None = Field(
         None,
         description="how much a pixel of each class counts, by its name (background and objects, where "
         "the outputs are no classes); balanced: each class as much as any other",
     )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weigh(cls, value: object) -> object:
+        if value is None or value == "balanced":
+            return value
+        if not isinstance(value, dict) or not all(
+            type(one) in (int, float) and 0 <= one <= HEAVIEST for one in value.values()
+        ):
+            raise ValueError(f"expected balanced, or numbers from 0 to {HEAVIEST:.0f} by class")
+        return value
 
 
 class CourseSettings(_Section):
