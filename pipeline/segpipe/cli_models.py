@@ -42,7 +42,10 @@ def show(model: str) -> None:
 @models.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--card", type=click.Path(path_type=Path), help="YAML with fields of the card.")
+@click.option(
+    "--card", type=click.Path(path_type=Path),
+    help="YAML with fields of the card; those that SOURCE holds may be left out.",
+)  # fmt: skip
 @click.option(
     "--storage", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
     help="Of kernels in the file; float16 halves it, and rounds the weights.",
@@ -55,6 +58,19 @@ def import_command(
     SOURCE is .safetensors, a PyTorch state dict (.pt, .pth), or ONNX as `segpipe models export` makes
     it. A state dict is read with weights_only; nothing in it is executed. A graph is not run: its
     weights are taken.
+
+    Tensors are named as segpipe names them, or as a U-Net of milesial/Pytorch-UNet, the NestedUNet of
+    4uiiurz1/pytorch-nested-unet, or the U-Net and U-Net++ of the lecture on the family does: these are
+    known by their names, and need no architecture in the card. A card for a state dict:
+
+    \b
+      name: mine
+      architecture: {name: unet, parameters: {width: 16, depth: 4, padding: same, norm: batch}}
+      channels: [nuclei]                        one name per input channel
+      outputs: [foreground]                     or [foreground, interior], or the classes' names
+      normalisation: {kind: percentile, low: 1, high: 99.8}      or {kind: fixed, low: 0, high: 255}
+      licence: CC-BY-4.0
+      training_data: what it was trained on
     """
     from segpipe.models.modelfile import import_model
     from segpipe.settings import read_yaml
