@@ -299,15 +299,27 @@ def create_image(
         )
 
 
-def create_labels(path: Path, grid: Grid, *, pixel_size_um: float | None) -> None:
-    """Write all metadata of `labels/instances` (Y, X) uint32 in an OME-Zarr 0.5 image, no pixels."""
+def create_labels(
+    path: Path, grid: Grid, *, pixel_size_um: float | None, classes: Sequence[str] = ()
+) -> None:
+    """Write all metadata of `labels/instances` (Y, X) uint32 in an OME-Zarr 0.5 image, no pixels.
+
+    Parameters
+    ----------
+    classes
+        What the numbers stand for, from 0, where they are no instances.
+    """
+    told: dict[str, Any] = {"version": NGFF, "source": {"image": "../../"}}
+    if classes:
+        named = enumerate(classes)
+        told["properties"] = [{"label-value": number, "class": name} for number, name in named]
     labels = zarr.create_group(LocalStore(path / "labels"), zarr_format=3)
     labels.attrs["ome"] = {"version": NGFF, "labels": ["instances"]}
     group = zarr.create_group(LocalStore(path / LABEL_GROUP), zarr_format=3)
     group.attrs["ome"] = {
         "version": NGFF,
         "multiscales": [_multiscales("instances", grid, pixel_size_um, channel_axis=False)],
-        "image-label": {"version": NGFF, "source": {"image": "../../"}},
+        "image-label": told,
     }
     for number in range(len(grid.levels)):
         create_array(
