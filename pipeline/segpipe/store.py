@@ -211,18 +211,26 @@ def shard_is_whole(path: Path, box: Box, shard: Shard, *, verify: bool = False) 
     return not verify or zlib.crc32(file.read_bytes()) == shard.checksum
 
 
+def is_array(path: Path) -> bool:
+    """Whether the metadata of an array are there; a power failure may leave an empty file."""
+    try:
+        return (path / "zarr.json").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def disk_usage(path: Path) -> tuple[int, int] | None:
     """Number of shards of an array that are there, and their bytes; None when there is no array."""
-    if not (path / "zarr.json").exists():
+    if not is_array(path):
         return None
     files = size = 0
-    folders = [path / "c"] if (path / "c").exists() else []
+    folders = [os.fspath(path)]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
-                elif not entry.name.endswith(".partial"):
+                    folders.append(entry.path)
+                elif entry.name != "zarr.json" and not entry.name.endswith(".partial"):
                     files, size = files + 1, size + entry.stat().st_size
     return files, size
 

@@ -71,12 +71,10 @@ KINDS = {
     "records": [
         "segpipe.records:write_json",
         "segpipe.records:read_json",
-        "segpipe.records:begin_stage",
-        "segpipe.records:has_begun",
-        "segpipe.records:drop_lines",
         "segpipe.records:Records.add",
-        "segpipe.records:Records.read",
-        "segpipe.records:read_pieces",
+        "segpipe.records:read_records",
+        "segpipe.records:read_arrays",
+        "segpipe.records:drop_records",
     ],
 }
 REST = "the rest"

@@ -237,13 +237,8 @@ class Manifest:
         return "failed" if self.failed else "done"
 
     def write(self, path: Path) -> None:
-        """Write it as JSON.
-
-        Durably only when it is the last one: without another, the stage finds all its regions done
-        by their records, which are durable, and writes the same manifest again.
-        """
-        durable = self.stage == STAGES[-1]
-        write_json(path, {"status": self.status} | vars(self), durable=durable)
+        """Write it as JSON; when it is lost, the stage is done again as far as its records are."""
+        write_json(path, {"status": self.status} | vars(self), durable=False)
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
@@ -365,8 +360,8 @@ def _joined(own: str, before: str | None) -> str:
     return fingerprint(own, before)
 
 
-def manifest_before(image: Image, stage: str) -> Manifest:
-    """The manifest of the stage before this one, when all that this one reads is there.
+def manifests_before(image: Image, stage: str) -> dict[str, Manifest]:
+    """The manifests of the stages before this one, when all that this one reads is there.
 
     Raises
     ------
@@ -380,7 +375,7 @@ def manifest_before(image: Image, stage: str) -> Manifest:
                 f"{image.name}: {stage} needs the result of {earlier} with the same settings; "
                 f"run `segpipe stage {earlier}` first"
             )
-    return current[STAGES[STAGES.index(stage) - 1]]
+    return current
 
 
 def is_whole(image: Image, stage: str, manifest: Manifest | None) -> bool:

@@ -17,7 +17,7 @@ from segpipe.geometry import Box, Lattice
 from segpipe.properties import bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
 from segpipe.slide import THE_PLANE
-from segpipe.stages.image import Image, Manifest, Progress, current_manifests, manifest_before
+from segpipe.stages.image import Image, Manifest, Progress, manifests_before
 from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of
@@ -30,7 +30,8 @@ NEIGHBOURHOOD = 256
 
 def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the label pyramid, `<name>.parquet` and `<name>.png`."""
-    before = manifest_before(image, "measure")
+    told = manifests_before(image, "measure")
+    before = told["stitch"]
     run = StageRun(image, "measure", engine, progress, before)
     lattice = image.label_lattice
     run.begin([], lambda: None)
@@ -39,17 +40,16 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
         pyramid_level(run, image.zarr / LABEL_GROUP, level, halve_nearest)
     busiest = _write_table(run, lattice, found, before)
     if image.settings.measure.preview:
-        _write_preview(image, before, busiest)
+        _write_preview(image, told["tile"], before, busiest)
     return run.finish({"objects": before.facts["objects"]})
 
 
-def sum_one(work: Pass, name: str) -> dict[str, Any]:
+def sum_one(work: Pass, name: str) -> Record:
     """Sums over the objects' pixels in one region."""
     box = work.lattice.named(name).box
     foreground, _ = probabilities_in(work.image, box)
     rows = sum_region(read_box(work.image.labels, box), foreground, box)
-    work.records.add(name, None, {"rows": rows})
-    return {}
+    return work.records.add(name, None, {"rows": rows})
 
 
 def _write_table(
@@ -100,9 +100,10 @@ def _metadata(image: Image) -> dict[str, str]:
     }
 
 
-def _write_preview(image: Image, before: Manifest, busiest: tuple[int, int]) -> None:
+def _write_preview(
+    image: Image, tiled: Manifest, before: Manifest, busiest: tuple[int, int]
+) -> None:
     """The whole image from the pyramid, and a detail around the pixel with most objects."""
-    tiled = current_manifests(image)["tile"]
     layout = image.layout
     if layout.rgb:
         channels: tuple[int, ...] = (0, 1, 2)
