@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import warnings
@@ -12,6 +13,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image, ImageLabel
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from fields import labels_of, nuclei, run
 from segpipe.errors import SegpipeError
@@ -64,6 +66,41 @@ def test_ome_zarr_py_opens_it(result):
     np.testing.assert_array_equal(np.asarray(by_axes[2].data[0]), labels_of(result, "field"))
     image = zarr.open_array(result / "field.ome.zarr" / "0", mode="r")[:]
     np.testing.assert_array_equal(np.asarray(by_axes[3].data[0]), image)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float32"])
+@pytest.mark.parametrize("names", [None, ("c", "y", "x")])
+def test_metadata_are_what_zarr_writes_byte_for_byte(tmp_path, dtype, names):
+    create_array(tmp_path / "ours", (2,), Grid.fitting((300, 90), 64, 32), np.dtype(dtype), names)
+    zarr.create_array(
+        tmp_path / "theirs",
+        shape=(2, 300, 90),
+        chunks=(1, 32, 32),
+        shards=(2, 64, 64),
+        dtype=dtype,
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=names,
+    )
+    ours, theirs = (tmp_path / name / "zarr.json" for name in ("ours", "theirs"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    opened = zarr.open_array(tmp_path / "theirs").with_config({"write_empty_chunks": True})
+    assert open_array(tmp_path / "theirs") == opened
+
+
+def test_groups_are_what_zarr_writes_byte_for_byte(result, tmp_path):
+    for inside in ("", "labels", "labels/instances"):
+        ours = result / "field.ome.zarr" / inside / "zarr.json"
+        attributes = json.loads(ours.read_bytes())["attributes"]
+        zarr.create_group(tmp_path / inside, attributes=attributes)
+        assert ours.read_bytes() == (tmp_path / inside / "zarr.json").read_bytes()
+
+
+def test_the_display_range_is_the_one_that_was_found(result):
+    described = zarr.open_group(result / "field.ome.zarr").attrs["ome"]["omero"]["channels"]
+    facts = json.loads((result / "manifests/field.tile.json").read_text())["facts"]
+    shown = [[one["window"]["start"], one["window"]["end"]] for one in described]
+    assert shown == facts["ranges"] and all(one["window"]["min"] == 0 for one in described)
 
 
 @given(

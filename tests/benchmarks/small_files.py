@@ -43,10 +43,6 @@ KINDS = {
         "segpipe.stages.seeds:write_places",
     ],
     "pixels": [
-        "segpipe.store:create_array",
-        "segpipe.store:create_image",
-        "segpipe.store:create_labels",
-        "segpipe.store:set_contrast",
         "segpipe.store:read_box",
         "segpipe.store:write_shard",
         "segpipe.store:clear_shard",
@@ -57,10 +53,19 @@ KINDS = {
         "segpipe.percentiles:Histogram.sum",
         "segpipe.occupancy:cell_extremes",
         "segpipe.occupancy:tile_occupancy",
+        "segpipe.stages.tile:Reader.slide",
+    ],
+    "metadata": [
+        "segpipe.store:create_array",
+        "segpipe.store:create_image",
+        "segpipe.store:create_labels",
+        "segpipe.store:set_contrast",
+        "segpipe.store:open_array",
+    ],
+    "picture": [
         "segpipe.export.drawing:contrast",
         "segpipe.export.preview:compose",
         "segpipe.export.preview:write_png",
-        "segpipe.stages.tile:Reader.slide",
     ],
     "table": [
         "segpipe.export.parquet:TableWriter.write",
@@ -78,7 +83,7 @@ KINDS = {
     ],
 }
 REST = "the rest"
-OUTSIDE = ("table", "records", REST)
+OUTSIDE = ("metadata", "picture", "table", "records", REST)
 
 
 class Meter:
