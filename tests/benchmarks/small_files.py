@@ -65,7 +65,7 @@ KINDS = {
     "picture": [
         "segpipe.export.drawing:contrast",
         "segpipe.export.preview:compose",
-        "segpipe.export.preview:write_png",
+        "segpipe.export.png:write_png",
     ],
     "table": [
         "segpipe.export.parquet:TableWriter.write",

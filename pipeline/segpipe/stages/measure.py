@@ -13,6 +13,7 @@ from segpipe.compute import Engine
 from segpipe.errors import SegpipeError
 from segpipe.export import parquet, preview
 from segpipe.export.drawing import contrast
+from segpipe.export.png import write_png
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
@@ -133,9 +134,8 @@ def _write_preview(
         layout.pixel_size_um,
         [f"model {image.model.card.name}"] + ([f"{len(failed)} REGIONS FAILED"] if failed else []),
     )
-    picture = preview.compose(
-        view(level, Box(0, 0, *image.grid.levels[level])),
-        view(0, Box(0, 0, *plan.detail).shift(*corner)),
-        caption,
-    )
-    preview.write_png(image.preview, picture)
+    whole, part = Box(0, 0, *image.grid.levels[level]), Box(0, 0, *plan.detail).shift(*corner)
+    overview = view(level, whole)
+    detail = overview if level == 0 and part == whole else view(0, part)
+    picture = preview.compose(overview, detail, caption)
+    write_png(image.preview, picture)
