@@ -70,7 +70,7 @@ def test_ome_zarr_py_opens_it(result):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float32"])
 @pytest.mark.parametrize("names", [None, ("c", "y", "x")])
-def test_metadata_are_what_zarr_writes_byte_for_byte(tmp_path, dtype, names):
+def test_metadata_say_what_zarr_would_write(tmp_path, dtype, names):
     create_array(tmp_path / "ours", (2,), Grid.fitting((300, 90), 64, 32), np.dtype(dtype), names)
     zarr.create_array(
         tmp_path / "theirs",
@@ -83,17 +83,16 @@ def test_metadata_are_what_zarr_writes_byte_for_byte(tmp_path, dtype, names):
         dimension_names=names,
     )
     ours, theirs = (tmp_path / name / "zarr.json" for name in ("ours", "theirs"))
-    assert ours.read_bytes() == theirs.read_bytes()
+    assert json.loads(ours.read_bytes()) == json.loads(theirs.read_bytes())
     opened = zarr.open_array(tmp_path / "theirs").with_config({"write_empty_chunks": True})
     assert open_array(tmp_path / "theirs") == opened
 
 
-def test_groups_are_what_zarr_writes_byte_for_byte(result, tmp_path):
+def test_groups_say_what_zarr_would_write(result, tmp_path):
     for inside in ("", "labels", "labels/instances"):
-        ours = result / "field.ome.zarr" / inside / "zarr.json"
-        attributes = json.loads(ours.read_bytes())["attributes"]
-        zarr.create_group(tmp_path / inside, attributes=attributes)
-        assert ours.read_bytes() == (tmp_path / inside / "zarr.json").read_bytes()
+        ours = json.loads((result / "field.ome.zarr" / inside / "zarr.json").read_bytes())
+        zarr.create_group(tmp_path / inside, attributes=ours["attributes"])
+        assert ours == json.loads((tmp_path / inside / "zarr.json").read_bytes())
 
 
 def test_the_display_range_is_the_one_that_was_found(result):

@@ -130,15 +130,16 @@ SOME = [
 `--every-interruption`."""
 
 PAUSE = """
-# Imported by Python at its start: a region of one stage waits, once recorded, until it may go on.
+# Imported by Python at its start: a region of one stage waits, once recorded, until it may go on
+# (no region: the record that says that the stage's arrays are made).
 import os, sys, time
 if {"stage", "predict"} & set(sys.argv):
     from pathlib import Path
     from segpipe.records import Records
     add = Records.add
-    def pausing(self, *arguments, **facts):
-        made = add(self, *arguments, **facts)
-        if self.folder.name == os.environ["PAUSE_IN"]:
+    def pausing(self, region, *arguments, **facts):
+        made = add(self, region, *arguments, **facts)
+        if region and self.folder.name == os.environ["PAUSE_IN"]:
             here = Path(os.environ["PAUSE_AT"])
             (here / "paused").touch()
             while not (here / "go").exists():

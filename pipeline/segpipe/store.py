@@ -93,15 +93,9 @@ def create_array(
 
 
 def _write_metadata(folder: Path, content: Mapping[str, Any]) -> None:
-    """Replace the metadata in a folder, which is made if need be."""
-    partial = folder / f"{METADATA}.partial"
-    text = json.dumps(content, indent=2)
-    try:
-        partial.write_text(text)
-    except FileNotFoundError:
-        folder.mkdir(parents=True)
-        partial.write_text(text)
-    partial.replace(folder / METADATA)
+    """Write the metadata of an array or group into its folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METADATA).write_text(json.dumps(content))
 
 
 @lru_cache(maxsize=64)
@@ -237,18 +231,22 @@ def is_array(path: Path) -> bool:
 
 def disk_usage(path: Path) -> tuple[int, int] | None:
     """Number of shards of an array that are there, and their bytes; None when there is no array."""
-    if not is_array(path):
-        return None
-    files = size = 0
+    metadata = files = size = 0
     folders = [os.fspath(path)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        try:
+            found = os.scandir(folders.pop())
+        except FileNotFoundError:
+            return None
+        with found as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                elif entry.name != METADATA and not entry.name.endswith(".partial"):
+                elif entry.name == METADATA:
+                    metadata = entry.stat().st_size
+                elif not entry.name.endswith(".partial"):
                     files, size = files + 1, size + entry.stat().st_size
-    return files, size
+    return (files, size) if metadata else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -329,5 +327,7 @@ def set_contrast(
     path: Path, channels: Sequence[int], ranges: Sequence[tuple[float, float]]
 ) -> None:
     """Write the display ranges of these channels into the image's metadata."""
-    told = json.loads((path / METADATA).read_bytes())
-    _write_metadata(path, with_contrast(told, channels, ranges))
+    file = path / METADATA
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(with_contrast(json.loads(file.read_bytes()), channels, ranges)))
+    partial.replace(file)  # others may have it open

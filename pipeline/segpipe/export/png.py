@@ -42,7 +42,7 @@ def encode_png(picture: Picture) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     parts = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
-        b"IDAT": zlibng_encode(filtered, level=2),
+        b"IDAT": zlibng_encode(filtered.tobytes(), level=2),
         b"IEND": b"",
     }
     chunks = [

@@ -204,7 +204,7 @@ def _drawing_on(canvas: Picture, box: Box) -> Iterator[ImageDraw.ImageDraw]:
     in a way of its own, is handed what it is to draw on and not the whole."""
     part = Image.fromarray(canvas[box.slices])
     yield ImageDraw.Draw(part, "RGBA")
-    canvas[box.slices] = part
+    canvas[box.slices] = np.asarray(part)
 
 
 def _at(y: int, x: int, panel: Picture) -> Box:

@@ -22,7 +22,7 @@ from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, write_json
 from segpipe.settings import Settings
 from segpipe.slide import Plane
-from segpipe.store import Grid, disk_usage
+from segpipe.store import LABEL_GROUP, Grid, disk_usage
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,15 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "measure": ("tile", "infer", "stitch"),
 }
 """Stages whose arrays a stage reads."""
+
+
+WORK = ".segpipe/{name}.work"
+ARRAYS: Mapping[str, str] = {
+    "tile": "{name}.ome.zarr/0",
+    "infer": f"{WORK}/probabilities.zarr",
+    "stitch": f"{{name}}.ome.zarr/{LABEL_GROUP}/0",
+}
+"""In OUT: the array that a stage writes and others read."""
 
 
 class Progress(Protocol):
@@ -137,7 +146,7 @@ class Image:
     @cached_property
     def labels(self) -> Path:
         """(Y, X) uint32, the finest level."""
-        return self.zarr / "labels" / "instances" / "0"
+        return self.zarr / LABEL_GROUP / "0"
 
     @property
     def table(self) -> Path:
@@ -332,22 +341,18 @@ def intensity_range(low: float, high: float, top: float) -> tuple[float, float]:
 
 def manifest_path(out: Path, name: str, stage: str) -> Path:
     """Where a stage's manifest of an image is written, last of all."""
-    return out / "manifests" / f"{name}.{stage}.json"
+    return out / f"manifests/{name}.{stage}.json"
 
 
 def array_path(out: Path, name: str, stage: str) -> Path | None:
     """The array that a stage writes and others read."""
-    arrays = {
-        "tile": out / f"{name}.ome.zarr" / "0",
-        "infer": work_folder(out, name) / "probabilities.zarr",
-        "stitch": out / f"{name}.ome.zarr" / "labels" / "instances" / "0",
-    }
-    return arrays.get(stage)
+    inside = ARRAYS.get(stage)
+    return None if inside is None else out / inside.format(name=name)
 
 
 def work_folder(out: Path, name: str) -> Path:
     """Work arrays and records of an image; the suffix keeps `a` apart from the images in `a/`."""
-    return out / ".segpipe" / f"{name}.work"
+    return out / WORK.format(name=name)
 
 
 def stage_fingerprint(image: Image, stage: str, before: Manifest | None) -> str:
@@ -407,7 +412,7 @@ def current_manifests(image: Image) -> dict[str, Manifest]:
 def forget(out: Path, name: str, stages: Sequence[str], *, records: bool = True) -> None:
     """Remove what says that these stages of an image are done; their arrays are then made anew."""
     for stage in stages:
-        (out / "manifests" / f"{name}.{stage}.json").unlink(missing_ok=True)
+        manifest_path(out, name, stage).unlink(missing_ok=True)
         if records:
             remove(work_folder(out, name) / "records" / stage)
 

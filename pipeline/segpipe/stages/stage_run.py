@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ class StageRun:
     done_before: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides what this stage writes, failures before it included."""
         return stage_fingerprint(self.image, self.stage, self.before)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Records of all passes of this stage."""
         return self.image.work / "records" / self.stage
