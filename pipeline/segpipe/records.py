@@ -219,15 +219,18 @@ def _record(line: Mapping[str, Any], file: str, offset: int) -> Record:
 def _append(folder: Path, entry: bytes) -> tuple[str, int]:
     """Append to the file of this process, all or nothing; the file's name and where the entry is."""
     name = f"{_writer_name(os.getpid())}.records"
-    with (folder / name).open("ab", buffering=0) as file:
-        offset = file.tell()
+    handle = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        offset = os.lseek(handle, 0, os.SEEK_END)
         try:
             left = memoryview(entry)
             while left:
-                left = left[file.write(left) :]
+                left = left[os.write(handle, left) :]
         except OSError:
-            file.truncate(offset)  # what comes after it would not be read
+            os.ftruncate(handle, offset)  # what comes after it would not be read
             raise
+    finally:
+        os.close(handle)
     return name, offset
 
 

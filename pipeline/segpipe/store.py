@@ -100,10 +100,19 @@ def _write_metadata(folder: Path, content: Mapping[str, Any]) -> None:
 
 @lru_cache(maxsize=64)
 def _opened(path: Path, _metadata: tuple[int, int]) -> zarr.Array[Any]:
+    return zarr.Array(_array(path, _parsed((path / METADATA).read_bytes())))
+
+
+@lru_cache(maxsize=64)
+def _parsed(content: bytes) -> Any:
+    """Metadata as zarr has them: those of many small images are the same, and take long to parse."""
+    return _array(Path(), json.loads(content)).metadata
+
+
+def _array(path: Path, metadata: Any) -> zarr.AsyncArray[Any]:
     # Otherwise zarr compares every chunk with the fill value, and writing takes 1.7 times as long.
     config: Any = {"write_empty_chunks": True}
-    metadata = json.loads((path / METADATA).read_bytes())
-    return zarr.Array(zarr.AsyncArray(metadata, StorePath(LocalStore(path)), config))
+    return zarr.AsyncArray(metadata, StorePath(LocalStore(path)), config)
 
 
 def open_array(path: Path) -> zarr.Array[Any]:

@@ -19,7 +19,7 @@ from segpipe.components import Decode, to_byte
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
-from segpipe.records import fingerprint, write_json
+from segpipe.records import fingerprint, json_text
 from segpipe.settings import Settings
 from segpipe.slide import Plane
 from segpipe.store import LABEL_GROUP, Grid, disk_usage
@@ -246,8 +246,14 @@ class Manifest:
         return "failed" if self.failed else "done"
 
     def write(self, path: Path) -> None:
-        """Write it as JSON; when it is lost, the stage is done again as far as its records are."""
-        write_json(path, {"status": self.status} | vars(self), durable=False)
+        """Write it as JSON, where there is none. When it is lost or torn, the stage is done again as
+        far as its records are, and nobody takes half of one for a manifest."""
+        text = json_text({"status": self.status} | vars(self)).encode("utf-8", "surrogateescape")
+        try:
+            path.write_bytes(text)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text)
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
