@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from unittest.mock import Mock
 import psutil
 import pytest
 from distributed import get_worker
+from distributed.client import AllExit
 
 from segpipe.compute import (
     LocalEngine,
@@ -65,14 +67,14 @@ def engine(request):
 def test_every_region_once_with_its_facts(engine):
     outcomes = list(engine.run(double, 21, NAMES))
     assert sorted(outcome.region for outcome in outcomes) == NAMES
-    assert all(outcome.facts["value"] == 42 for outcome in outcomes)
-    here = {outcome.facts["pid"] for outcome in outcomes} == {os.getpid()}
+    assert all(outcome.found["value"] == 42 for outcome in outcomes)
+    here = {outcome.found["pid"] for outcome in outcomes} == {os.getpid()}
     assert here == isinstance(engine, SerialEngine)
 
 
 def test_a_bad_region_is_tried_again_then_given_up_and_the_others_are_done(engine, tmp_path):
     outcomes = {one.region: one for one in engine.run(fail_on_two, str(tmp_path), NAMES)}
-    assert outcomes["0_2"].error == "bad\nregion" and outcomes["0_2"].facts is None
+    assert outcomes["0_2"].error == "bad\nregion" and outcomes["0_2"].found is None
     assert all(outcomes[name].error is None for name in NAMES if name != "0_2")
     assert (tmp_path / "0_2").read_text() == "xx"
     assert (tmp_path / "0_3").read_text() == "x"
@@ -145,7 +147,7 @@ def test_a_result_that_dies_with_its_worker_is_no_failed_try(monkeypatch):
     engine, _ = scripted_engine(monkeypatch, ["lost", "lost", *["finished"] * 9])
     outcomes = list(engine.run(double, 21, NAMES))
     assert sorted(outcome.region for outcome in outcomes) == NAMES
-    assert all(outcome.facts["value"] == 42 for outcome in outcomes)
+    assert all(outcome.found["value"] == 42 for outcome in outcomes)
 
 
 def test_a_pool_that_is_empty_for_good_is_an_error_and_no_endless_wait(monkeypatch):
@@ -165,7 +167,7 @@ def test_quick_regions_share_a_task(local):
     names = [f"0_{number}" for number in range(400)]
     outcomes = list(local.run(which_task, None, names))
     assert sorted(one.region for one in outcomes) == sorted(names)
-    assert len({one.facts["task"] for one in outcomes}) < len(names) / 2
+    assert len({one.found["task"] for one in outcomes}) < len(names) / 2
 
 
 def test_a_bad_region_among_quick_ones_is_tried_as_often_as_alone(engine, tmp_path):
@@ -190,14 +192,14 @@ def gpu_of(job, region):
 
 def test_what_needs_a_gpu_goes_to_the_worker_that_owns_it_also_after_its_death(local, tmp_path):
     before = list(local.run(gpu_of, None, NAMES, on_gpu=True))
-    assert {one.facts["gpu"] for one in before} == {0}
-    assert len({one.facts["pid"] for one in before}) == 1
+    assert {one.found["gpu"] for one in before} == {0}
+    assert len({one.found["pid"] for one in before}) == 1
     assert len(list(local.run(die_once, str(tmp_path), NAMES, on_gpu=True))) == len(NAMES)
     after = list(local.run(gpu_of, None, NAMES, on_gpu=True))
-    assert {one.facts["gpu"] for one in after} == {0}
-    assert {one.facts["pid"] for one in after} != {one.facts["pid"] for one in before}
-    others = {one.facts["pid"] for one in local.run(gpu_of, None, NAMES * 3)}
-    assert len(others) == 2 and not others & {one.facts["pid"] for one in [*before, *after]}
+    assert {one.found["gpu"] for one in after} == {0}
+    assert {one.found["pid"] for one in after} != {one.found["pid"] for one in before}
+    others = {one.found["pid"] for one in local.run(gpu_of, None, NAMES * 3)}
+    assert len(others) == 2 and not others & {one.found["pid"] for one in [*before, *after]}
 
 
 def test_everything_listens_on_the_loopback_alone(local):
@@ -210,6 +212,14 @@ def test_everything_listens_on_the_loopback_alone(local):
     ]
     assert len(listening) > 4
     assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+def test_a_wait_that_a_lost_task_leaves_behind_is_no_traceback(local, caplog):
+    """After Ctrl-C in a process group, asyncio told of it as of an exception that nobody retrieved."""
+    asyncio_log = logging.getLogger("asyncio")
+    for error in (AllExit(), ValueError("of another kind")):
+        asyncio_log.error("never retrieved", exc_info=(type(error), error, None))
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError]
 
 
 def test_stop_takes_no_more_regions():

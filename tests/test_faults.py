@@ -107,7 +107,7 @@ def test_a_region_that_fails_is_named_and_one_rerun_mends_all(
     def fail(self, name, *args, **facts):
         if self.name == pass_name and name == region:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        add(self, name, *args, **facts)
+        return add(self, name, *args, **facts)
 
     monkeypatch.setattr(Records, "add", fail)
     result = run(winding, tmp_path, *FAST_GROWTH)
@@ -137,7 +137,7 @@ def test_settings_changed_interrupted_and_changed_back(
     def stop(self, name, *args, **facts):
         if self.name == pass_name:
             raise KeyboardInterrupt
-        Records_add(self, name, *args, **facts)
+        return Records_add(self, name, *args, **facts)
 
     Records_add = Records.add  # noqa: N806
     monkeypatch.setattr(Records, "add", stop)
@@ -264,8 +264,8 @@ def test_several_images_in_flight_under_local_and_the_whole_run_killed(tmp_path)
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    records = ".segpipe/*/records/stitch/*.jsonl"
-    while not any("components" in one.read_text() for one in (tmp_path / "out").glob(records)):
+    records = ".segpipe/*/records/stitch/*.records"
+    while not any(b"components" in one.read_bytes() for one in (tmp_path / "out").glob(records)):
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)

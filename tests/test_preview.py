@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from segpipe.export.drawing import colours, contrast, draw_outlines, draw_overview, outline
+from segpipe.export.png import encode_png, write_png
 from segpipe.export.preview import (
     HEIGHT,
     WIDTH,
@@ -20,7 +23,6 @@ from segpipe.export.preview import (
     View,
     choose_detail,
     compose,
-    write_png,
 )
 from segpipe.geometry import Box
 from segpipe.synthetic import NucleiField
@@ -303,6 +305,16 @@ def test_note_of_a_strip_has_room() -> None:
     assert not ((written > detail[0] - 12) & (written < detail[0] - 1)).any()
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (300, 200)])
+def test_png_is_read_as_it_was_by_programs_of_others(shape: tuple[int, int]) -> None:
+    for seed in range(3):
+        picture = np.random.default_rng(seed).integers(0, 3**seed + 1, (*shape, 3), np.uint8)
+        data = encode_png(picture)
+        np.testing.assert_array_equal(imagecodecs.png_decode(data), picture)
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.verify()  # checksums too
+
+
 def test_png_replaces_what_was_there_and_leaves_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,11 +327,13 @@ def test_png_replaces_what_was_there_and_leaves_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
     size = path.stat().st_size
 
-    def full(self: Image.Image, target: Path, **options: object) -> None:
-        target.write_bytes(b"half")
+    write_bytes = Path.write_bytes
+
+    def full(target: Path, content: bytes) -> None:
+        write_bytes(target, content[: len(content) // 2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space"):
         write_png(path, picture)
     assert list(tmp_path.iterdir()) == [path] and path.stat().st_size == size

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import resource
+import signal
 import warnings
 
 import numpy as np
@@ -10,11 +13,12 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image, ImageLabel
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from fields import labels_of, nuclei, run
 from segpipe.errors import SegpipeError
 from segpipe.geometry import Box, Lattice
-from segpipe.records import Records, begin_stage, fingerprint, has_begun, shards_in
+from segpipe.records import Records, drop_records, fingerprint, read_records
 from segpipe.store import (
     STRIP,
     Grid,
@@ -62,6 +66,40 @@ def test_ome_zarr_py_opens_it(result):
     np.testing.assert_array_equal(np.asarray(by_axes[2].data[0]), labels_of(result, "field"))
     image = zarr.open_array(result / "field.ome.zarr" / "0", mode="r")[:]
     np.testing.assert_array_equal(np.asarray(by_axes[3].data[0]), image)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float32"])
+@pytest.mark.parametrize("names", [None, ("c", "y", "x")])
+def test_metadata_say_what_zarr_would_write(tmp_path, dtype, names):
+    create_array(tmp_path / "ours", (2,), Grid.fitting((300, 90), 64, 32), np.dtype(dtype), names)
+    zarr.create_array(
+        tmp_path / "theirs",
+        shape=(2, 300, 90),
+        chunks=(1, 32, 32),
+        shards=(2, 64, 64),
+        dtype=dtype,
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=names,
+    )
+    ours, theirs = (tmp_path / name / "zarr.json" for name in ("ours", "theirs"))
+    assert json.loads(ours.read_bytes()) == json.loads(theirs.read_bytes())
+    opened = zarr.open_array(tmp_path / "theirs").with_config({"write_empty_chunks": True})
+    assert open_array(tmp_path / "theirs") == opened
+
+
+def test_groups_say_what_zarr_would_write(result, tmp_path):
+    for inside in ("", "labels", "labels/instances"):
+        ours = json.loads((result / "field.ome.zarr" / inside / "zarr.json").read_bytes())
+        zarr.create_group(tmp_path / inside, attributes=ours["attributes"])
+        assert ours == json.loads((tmp_path / inside / "zarr.json").read_bytes())
+
+
+def test_the_display_range_is_the_one_that_was_found(result):
+    described = zarr.open_group(result / "field.ome.zarr").attrs["ome"]["omero"]["channels"]
+    facts = json.loads((result / "manifests/field.tile.json").read_text())["facts"]
+    shown = [[one["window"]["start"], one["window"]["end"]] for one in described]
+    assert shown == facts["ranges"] and all(one["window"]["min"] == 0 for one in described)
 
 
 @given(
@@ -138,42 +176,92 @@ def test_mean_of_whole_blocks_rounds_half_up(height, width, seed):
             assert halved[0, y, x] == (2 * block.mean() + 1) // 2
 
 
-def test_records_forget_torn_lines_other_settings_and_what_is_discarded(tmp_path):
-    (tmp_path / "stage").mkdir()
-    records = Records(tmp_path / "stage", "pass", "abc")
-    begin_stage(tmp_path / "stage", "abc")
-    records.add("0_0", None, {"rows": np.arange(3)}, device="cpu")
-    records.add("0_1")
-    Records(tmp_path / "stage", "pass", "other").add("0_2")
-    Records(tmp_path / "stage", "another", "abc").add("0_0")
-    with next((tmp_path / "stage").glob("*.jsonl")).open("ab") as file:
-        file.write(b'{"region": "0_3", "fing')
-    found = records.read()
-    assert sorted(found) == ["0_0", "0_1"]
-    assert found["0_0"].facts == {"device": "cpu"}
-    np.testing.assert_array_equal(records.payload(found["0_0"])["rows"], np.arange(3))
-    assert records.payload(found["0_1"]) == {}
-    records.discard(["0_0"])
-    records.add("0_4")
-    assert sorted(records.read()) == ["0_1", "0_4"]
-    blob = next((tmp_path / "stage").glob("*.bin"))
-    blob.write_bytes(b"\0" * blob.stat().st_size)
+def rows(length, seed=0):
+    """Rows of an object with columns of several types."""
+    rng = np.random.default_rng(seed)
+    made = np.zeros(length, [("id", "<u4"), ("sum", "<i8")])
+    made["id"], made["sum"] = rng.integers(0, 99, (2, length))
+    return made
+
+
+def test_records_are_read_as_they_were_added(tmp_path):
+    records = Records(tmp_path / "records", "pass", "abc", tmp_path / "a.zarr")
+    records.folder.mkdir()
+    arrays = {"rows": rows(3), "none": np.empty((0, 2)), "flat": np.arange(6).reshape(2, 3)}
+    added = [
+        records.add("0_0", Shard(5, 7), arrays, device="cpu", box=(1, 2)),
+        records.add("0_1"),
+        Records(records.folder, "another", "x").add("0_0", Shard(0, 0)),
+    ]
+    assert read_records(records.folder) == added
+    assert (added[0].shard, added[0].array) == (Shard(5, 7), "../a.zarr")
+    assert added[0].facts == {"device": "cpu", "box": [1, 2]}
+    found = records.payload(added[0])
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert list(records.payload(added[0], ["flat"])) == ["flat"]
+    assert records.payload(added[1]) == {}
+    assert read_records(tmp_path / "no") == []
+
+
+def test_what_is_dropped_counts_no_more_and_nothing_else_is_lost(tmp_path):
+    records = Records(tmp_path, "pass", "abc")
+    added = [records.add(f"0_{number}", None, {"rows": rows(number)}) for number in range(5)]
+    drop_records(tmp_path, [added[0], added[3]])
+    added.append(records.add("0_5"))
+    assert read_records(tmp_path) == [added[1], added[2], added[4], added[5]]
+    np.testing.assert_array_equal(records.payload(added[4])["rows"], rows(4))
+
+
+def test_wherever_a_file_of_records_is_cut_the_whole_ones_before_count(tmp_path):
+    records = Records(tmp_path, "pass", "abc")
+    added = [records.add(f"0_{number}", None, {"rows": rows(number)}) for number in range(3)]
+    (path,) = tmp_path.glob("*.records")
+    whole = path.read_bytes()
+    ends = [*(one.offset for one in added[1:]), len(whole)]
+    for length in range(len(whole)):
+        for content in (whole[:length], whole[:length] + bytes(len(whole) - length)):
+            path.write_bytes(content)
+            counts = [one for one, end in zip(added, ends, strict=True) if end <= length]
+            found = read_records(tmp_path)
+            assert found[: len(counts)] == counts
+            # Bytes that are zero anyway are not missed.
+            assert all(
+                path.read_bytes()[: ends[added.index(one)]] == whole[: ends[added.index(one)]]
+                for one in found
+            )
+
+
+def test_damaged_arrays_are_an_error_and_their_region_is_done_again(tmp_path):
+    records = Records(tmp_path, "pass", "abc")
+    added = [records.add("0_0", None, {"rows": rows(9)}), records.add("0_1")]
+    (path,) = tmp_path.glob("*.records")
+    damaged = bytearray(path.read_bytes())
+    damaged[added[1].offset - 4] ^= 1
+    path.write_bytes(damaged)
     with pytest.raises(SegpipeError, match="is damaged"):
-        records.payload(found["0_0"])
-    for folder, name, key in (("stage", "pass", "x"), ("stage", "x", "abc"), ("no", "pass", "abc")):
-        assert Records(tmp_path / folder, name, key).read() == {}
-    records.discard()
-    assert records.read() == {} and has_begun(tmp_path / "stage", "abc")
-    assert sorted(Records(tmp_path / "stage", "another", "abc").read()) == ["0_0"]
-    assert not has_begun(tmp_path / "stage", "x") and not has_begun(tmp_path / "no", "abc")
+        records.payload(added[0])
+    assert read_records(tmp_path) == added[1:]
 
 
-def test_records_tell_what_shards_were_written(tmp_path):
-    records = Records(tmp_path / "records" / "stage", "pass", "abc", tmp_path / "a.zarr")
-    begin_stage(records.folder, "x")
-    records.add("0_0", Shard(5, 7), {"rows": np.arange(3)})
-    records.add("0_1")
-    assert list(shards_in(records.folder)) == [("pass", tmp_path / "a.zarr", "0_0", Shard(5, 7))]
+def test_a_full_disk_leaves_no_torn_record(tmp_path):
+    """What comes after a torn one in its file would not be read."""
+    records = Records(tmp_path, "pass", "abc")
+    first = records.add("0_0", None, {"rows": rows(9)})
+    size = (tmp_path / first.file).stat().st_size
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 150, hard))
+        with pytest.raises(OSError, match="File too large"):
+            records.add("0_1", None, {"rows": rows(99)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    third = records.add("0_2")
+    assert read_records(tmp_path) == [first, third]
 
 
 def test_fingerprints_differ_with_every_part_and_not_with_key_order():

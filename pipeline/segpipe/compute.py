@@ -1,8 +1,8 @@
 """Who does the work: the same function over the same regions, in this process or in many.
 
 The client owns a window of coarse tasks, a few per worker in flight. A task carries a small job and
-names of regions, several where they are quick, and returns a small dict for each; pixels never travel.
-Nothing here can change a result.
+names of regions, several where they are quick, and returns something small for each; pixels never
+travel. Nothing here can change a result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from segpipe.errors import ModelError, SegpipeError, SettingsError, Stopped
 
 log = logging.getLogger(__name__)
 
-Task = Callable[[Any, str], dict[str, Any]]
+Task = Callable[[Any, str], Any]
+"""`task(job, region)`; what it returns is small, and goes through the scheduler."""
 IN_FLIGHT_PER_WORKER = 2
 ALONE_S = 120
 """A worker that dies is replaced in seconds, unless it dies while it starts: dask then gives it up."""
@@ -38,10 +39,10 @@ FATAL = (Stopped, SettingsError, ModelError)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one region: facts, or the error of its last try."""
+    """What became of one region: what the task found, or the error of its last try."""
 
     region: str
-    facts: dict[str, Any] | None
+    found: Any
     error: str | None
 
 
@@ -233,6 +234,7 @@ def _start_pool(workers: int) -> tuple[Any, Any]:
     from distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_tells_of_no_orphan)
     with dask.config.set(
         {
             "distributed.scheduler.allowed-failures": 10,
@@ -261,6 +263,16 @@ def _start_pool(workers: int) -> tuple[Any, Any]:
         client = Client(cluster, set_as_default=False)
     client.register_plugin(_worker_plugin())
     return client, cluster
+
+
+def _tells_of_no_orphan(record: logging.LogRecord) -> bool:
+    """Whether asyncio has something to say besides that a wait for a lost task ended with the client.
+
+    `Future.result` leaves such a wait behind when its time is up; its traceback came after Ctrl-C.
+    """
+    from distributed.client import AllExit
+
+    return not (record.exc_info and isinstance(record.exc_info[1], AllExit))
 
 
 def describe(error: BaseException | None) -> str:

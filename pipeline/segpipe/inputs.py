@@ -11,13 +11,24 @@ import itertools
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from segpipe.errors import InputError, SettingsError
 from segpipe.records import locked, read_json, write_json
 from segpipe.settings import TileSettings
-from segpipe.slide import IMAGE_SUFFIXES, THE_PLANE, Choice, Plane, is_zarr_folder, open_file
+from segpipe.slide import (
+    IMAGE_SUFFIXES,
+    THE_PLANE,
+    Choice,
+    Chosen,
+    OpenFile,
+    Plane,
+    Slide,
+    input_fingerprint,
+    is_zarr_folder,
+    open_file,
+)
 
 LONGEST = 160
 """Bytes of a name; suffixes and temporary names must still fit a file name."""
@@ -31,6 +42,18 @@ class Input:
     name: str
     source: Path
     plane: Plane = THE_PLANE
+    seen: Seen | None = field(default=None, compare=False)
+    """What its header says, if it was read while the file was open: opening many small files a second
+    time takes long."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A file of one plane when it was last looked at."""
+
+    slide: Slide
+    """Closed: only what it tells of itself is of use."""
+    fingerprint: str
 
 
 def find_inputs(
@@ -159,17 +182,29 @@ def _write(registry: Path, known: Mapping[str, _Known]) -> None:
     write_json(registry, content)
 
 
-def _planes(path: Path, choice: Choice) -> list[tuple[Plane, str]]:
-    """The planes of a file, with what is added to its name."""
+def _planes(path: Path, choice: Choice) -> list[tuple[Plane, str, Seen | None]]:
+    """The planes of a file, with what is added to its name; of a single one, what it is."""
     try:
+        fingerprint = input_fingerprint(path) if path.is_file() else None
         with open_file(path) as file:
-            return [(one.plane, one.suffix) for one in file.choose(choice)]
+            chosen = file.choose(choice)
+            return [(one.plane, one.suffix, _seen(file, chosen, fingerprint)) for one in chosen]
     except InputError:
-        return [(THE_PLANE, "")]
+        return [(THE_PLANE, "", None)]
+
+
+def _seen(file: OpenFile, chosen: Sequence[Chosen], fingerprint: str | None) -> Seen | None:
+    if len(chosen) > 1 or fingerprint is None:
+        return None
+    try:
+        with file.slide(chosen[0].plane) as slide:
+            return Seen(slide, fingerprint)
+    except InputError:  # whoever opens it says why
+        return None
 
 
 def _name(found: Sequence[tuple[Path, PurePosixPath]], out: Path, choice: Choice) -> list[Input]:
-    wanted: dict[Path, tuple[PurePosixPath, list[tuple[Plane, str]]]] = {}
+    wanted: dict[Path, tuple[PurePosixPath, list[tuple[Plane, str, Seen | None]]]] = {}
     for path, relative in found:
         source = path.resolve()
         if source not in wanted:
@@ -179,9 +214,9 @@ def _name(found: Sequence[tuple[Path, PurePosixPath]], out: Path, choice: Choice
         before = _read(registry)
         names = _Names(dict(before))
         inputs = [
-            Input(names.give(source, relative, plane, suffix), source, plane)
+            Input(names.give(source, relative, plane, suffix), source, plane, seen)
             for source, (relative, planes) in wanted.items()
-            for plane, suffix in planes
+            for plane, suffix, seen in planes
         ]
         if names.known != before:
             _write(registry, names.known)

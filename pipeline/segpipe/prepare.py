@@ -106,7 +106,7 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
     with contextlib.closing(_Files()) as files:
         for one in found:
             try:
-                with files.open(one) as slide:
+                with files.open(one, for_pixels=automatic) as slide:
                     choice = choose_model(slide, settings) if automatic else None
                     model = model_of(choice.model if choice else settings.infer.model)
                     layout = _layout(slide, settings, model, choice, files.fingerprint)
@@ -152,14 +152,24 @@ class _Files:
 
     def __init__(self) -> None:
         self._file: OpenFile | None = None
-        self.fingerprint = ""
+        self._fingerprint = self.fingerprint = ""
 
-    def open(self, one: Input) -> Slide:
-        """The plane of a file; `fingerprint` is then the file's."""
+    def open(self, one: Input, *, for_pixels: bool) -> Slide:
+        """The plane of a file; `fingerprint` is then the file's.
+
+        Parameters
+        ----------
+        for_pixels
+            Whether pixels of colour images will be read, and not only what is known of them.
+        """
+        if one.seen is not None and not (for_pixels and one.seen.slide.rgb):
+            self.fingerprint = one.seen.fingerprint
+            return one.seen.slide
         if self._file is None or self._file.path != one.source:
             self.close()
             fingerprint = input_fingerprint(one.source)
-            self._file, self.fingerprint = open_file(one.source), fingerprint
+            self._file, self._fingerprint = open_file(one.source), fingerprint
+        self.fingerprint = self._fingerprint
         return self._file.slide(one.plane)
 
     def close(self) -> None:

@@ -1,12 +1,21 @@
 """What is done: completion records of regions, manifests of stages, and the lock of an image.
 
-A stage owns a folder of records. Each process that writes appends to files of its own:
-`<writer>.jsonl` with one line per pass and region, `<writer>.bin` with the small arrays that the region
-hands on. A region is done when a line says so under the pass's fingerprint and its shard has the
-recorded length. A torn last line, or one under another fingerprint, says nothing.
+A stage owns a folder of records. Each process that writes appends to a file of its own there,
+`<writer>.records`, one entry per pass and region:
 
-Not a folder per pass: of many small images, making files and folders is what takes longest besides
-the work itself.
+    +{"pass": ..., "region": ..., "arrays": {name: [bytes, crc32, dtype, shape], ...}, ...}\n
+    the arrays that the region hands on, as plain bytes in C order
+
+A region is done when an entry says so under the pass's fingerprint, with its arrays whole, and its
+shard has the recorded length. An entry that is not to count any more begins with `-`.
+
+The shard is on disk before its record is appended, and nobody waits for the record: what a power
+failure takes (of work that the system had not written yet, on Linux half a minute) is done again, and
+what it tears is told from what is whole by length and checksums, when a stage that was interrupted
+reads its records once, at its beginning.
+
+Not a file or folder per pass: of many small images, making files is what takes longest besides the
+work itself.
 """
 
 from __future__ import annotations
@@ -18,12 +27,12 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +42,11 @@ from segpipe.store import Shard, sync_folder
 Array = np.ndarray[Any, np.dtype[Any]]
 PUBLISH = "publish"
 """The pass whose shards replace those of the passes before it."""
-FORMAT = 2
-"""Of lines and arrays. Records of another format count as none: their regions are done again."""
+FORMAT = 3
+"""Of entries. Records of another format count as none: their regions are done again."""
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def fingerprint(*parts: object) -> str:
@@ -45,8 +57,29 @@ def fingerprint(*parts: object) -> str:
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     """Replace a JSON file; as `write_text`."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
-    write_text(path, text + "\n", durable=durable)
+    write_text(path, json_text(content) + "\n", durable=durable)
+
+
+def json_text(content: Any, lines: int = 2, indent: int = 1) -> str:
+    """JSON with a line for each key of the first two levels; json's own `indent` knows no bounds, and
+    takes ten times as long.
+
+    >>> print(json_text({"a": 1, "b": {"c": [2, {"d": 3}], "e": {}}}))
+    {
+     "a": 1,
+     "b": {
+      "c": [2, {"d": 3}],
+      "e": {}
+     }
+    }
+    """
+    if not lines or not isinstance(content, dict) or not content:
+        return _JSON.encode(content)
+    inside = (
+        f"{' ' * indent}{_JSON.encode(str(key))}: {json_text(value, lines - 1, indent + 1)}"
+        for key, value in content.items()
+    )
+    return "{\n" + ",\n".join(inside) + f"\n{' ' * (indent - 1)}}}"
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
@@ -83,28 +116,23 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-class Piece(NamedTuple):
-    """Where an array lies, as plain bytes in C order, in a file of the records' folder."""
-
-    file: str
-    offset: int
-    length: int
-    checksum: int
-    """crc32."""
-    dtype: Any = "|u1"
-    """As `np.lib.format.dtype_to_descr` tells it."""
-    shape: Sequence[int] = (-1,)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
-    """One finished region: its shard, where its arrays lie, and facts about how it was made."""
+    """One finished region: its shard, facts about how it was made, and where its arrays lie.
 
+    Small, because there is one per region and pass: what arrays there are, the entry says.
+    """
+
+    pass_name: str
+    fingerprint: str
     region: str
     shard: Shard | None
-    payload: Mapping[str, Piece]
-    """Where each of its arrays lies."""
+    array: str | None
+    """The one that the shard belongs to, from the records' folder."""
     facts: Mapping[str, Any]
+    file: str
+    offset: int
+    """Of the entry, in `file`."""
 
 
 @functools.cache
@@ -135,161 +163,157 @@ class Records:
         self.fingerprint = fingerprint
         self.array = None if array is None else os.path.relpath(array, folder)
 
-    def discard(self, regions: Collection[str] | None = None) -> None:
-        """Forget all regions, or those whose shard turned out missing or torn.
-
-        Only for the process that holds the image's lock, while no worker writes.
-        """
-
-        drop_lines(
-            self.folder,
-            lambda line: (
-                line.get("pass") == self.name and (regions is None or line.get("region") in regions)
-            ),
-        )
-
     def add(
         self,
         region: str,
         shard: Shard | None = None,
         payload: Mapping[str, Array] | None = None,
         **facts: Any,
-    ) -> None:
-        """Say that a region is done; its shard must be on disk already."""
-        line: dict[str, Any] = {"pass": self.name, "region": region, "facts": facts}
-        if shard is not None:
-            line |= {"shard": [shard.length, shard.checksum], "array": self.array}
-        if payload is not None:
-            name = f"{_writer_name(os.getpid())}.bin"
-            pieces = {}
-            with (self.folder / name).open("ab") as file:
-                offset = file.seek(0, os.SEEK_END)
-                for key, array in payload.items():
-                    # Not as .npy, of which to write and read the header takes longer than all else.
-                    data, described = array.tobytes(), np.lib.format.dtype_to_descr(array.dtype)
-                    file.write(data)
-                    pieces[key] = [offset, len(data), zlib.crc32(data), described, array.shape]
-                    offset += len(data)
-                file.flush()
-                os.fsync(file.fileno())
-            line |= {"file": name, "payload": pieces}
-        self._append(line)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        append_line(self.folder, line | {"fingerprint": self.fingerprint}, durable=True)
-
-    def read(self) -> dict[str, Record]:
-        """The finished regions by name."""
-        found: dict[str, Record] = {}
-        for line in _lines(self.folder, _pass_mark(self.name)):
-            if (line.get("pass"), line.get("fingerprint")) != (self.name, self.fingerprint):
-                continue
-            shard, name = line.get("shard"), line.get("file", "")
-            found[line["region"]] = Record(
-                line["region"],
-                Shard(*shard) if shard is not None else None,
-                {key: Piece(name, *piece) for key, piece in line.get("payload", {}).items()},
-                line.get("facts", {}),
-            )
-        return found
-
-    def payload(self, record: Record, names: Collection[str] | None = None) -> dict[str, Array]:
-        """The arrays that a region handed on; all of them, or those asked for.
+    ) -> Record:
+        """Say that a region is done; its shard must be on disk already.
 
         Raises
         ------
-        SegpipeError
-            When they are damaged.
+        OSError
+            When it cannot be written; then nothing is said.
         """
-        chosen = record.payload if names is None else {name: record.payload[name] for name in names}
-        return dict(zip(chosen, read_pieces(self.folder, list(chosen.values())), strict=True))
+        line: dict[str, Any] = {
+            "pass": self.name,
+            "fingerprint": self.fingerprint,
+            "region": region,
+            "facts": facts,
+        }
+        if shard is not None:
+            line |= {"shard": [shard.length, shard.checksum], "array": self.array}
+        parts = []
+        if payload:
+            line["arrays"] = told = {}
+            for key, array in payload.items():
+                # Not as .npy, of which to write and read the header takes longer than all else.
+                data, described = array.tobytes(), np.lib.format.dtype_to_descr(array.dtype)
+                told[key] = [len(data), zlib.crc32(data), described, array.shape]
+                parts.append(data)
+        text = json.dumps(line, default=str)
+        file, offset = _append(self.folder, b"".join([b"+", text.encode(), b"\n", *parts]))
+        return _record(json.loads(text), file, offset)
+
+    def payload(self, record: Record, names: Collection[str] | None = None) -> dict[str, Array]:
+        """The arrays that a region handed on, all of them or those asked for; as `read_arrays`."""
+        return read_arrays(self.folder, record.file, record.offset, names)
 
 
-def append_line(folder: Path, line: Mapping[str, Any], *, durable: bool) -> None:
-    """Append to the lines of this process."""
-    with (folder / f"{_writer_name(os.getpid())}.jsonl").open("ab") as file:
-        file.write(b"\n" + json.dumps(line, default=str).encode() + b"\n")
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+def _record(line: Mapping[str, Any], file: str, offset: int) -> Record:
+    shard = line.get("shard")
+    return Record(
+        line["pass"],
+        line["fingerprint"],
+        line["region"],
+        None if shard is None else Shard(*shard),
+        line.get("array"),
+        line["facts"],
+        file,
+        offset,
+    )
 
 
-def _pass_mark(name: str) -> bytes:
-    """What the lines of a pass have in them: to parse the others would take long."""
-    return f'"pass": {json.dumps(name)}'.encode()
-
-
-def _lines(folder: Path, mark: bytes = b"") -> Iterator[dict[str, Any]]:
-    """What the lines in a folder of records say; those that have `mark` in them."""
-    for file in sorted(folder.glob("*.jsonl")):
-        yield from _lines_of(file.read_bytes(), mark)
-
-
-def _lines_of(content: bytes, mark: bytes = b"") -> Iterator[dict[str, Any]]:
-    """What the lines of a file say, but for torn ones."""
-    for text in content.splitlines():
-        if mark not in text:
-            continue
+def _append(folder: Path, entry: bytes) -> tuple[str, int]:
+    """Append to the file of this process, all or nothing; the file's name and where the entry is."""
+    name = f"{_writer_name(os.getpid())}.records"
+    handle = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        offset = os.lseek(handle, 0, os.SEEK_END)
         try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            yield line
+            left = memoryview(entry)
+            while left:
+                left = left[os.write(handle, left) :]
+        except OSError:
+            os.ftruncate(handle, offset)  # what comes after it would not be read
+            raise
+    finally:
+        os.close(handle)
+    return name, offset
 
 
-def drop_lines(folder: Path, goes: Callable[[Mapping[str, Any]], bool], mark: bytes = b"") -> None:
-    """Remove lines; only for the process that holds the image's lock, while no worker writes.
+def read_records(folder: Path) -> list[Record]:
+    """All records of a stage that count, those of a process in the order in which it wrote them."""
+    try:
+        files = sorted(path.name for path in folder.iterdir() if path.suffix == ".records")
+    except FileNotFoundError:
+        return []
+    return [record for name in files for record in _records_in(folder, name)]
 
-    Files without `mark` in them have none that go.
+
+def _records_in(folder: Path, name: str) -> Iterator[Record]:
+    with (folder / name).open("rb") as file:
+        while True:
+            offset = file.tell()
+            try:
+                counts, line = _entry(file)
+                whole = [zlib.crc32(file.read(size)) == crc for size, crc, *_ in _arrays(line)]
+                record = _record(line, name, offset)
+            except (ValueError, KeyError, TypeError):
+                return  # the end, or torn: its process died, and nothing comes after it
+            if counts and all(whole):
+                yield record
+
+
+def _entry(file: BufferedReader) -> tuple[bool, dict[str, Any]]:
+    """Whether the entry at which a file stands counts, and its line.
+
+    Raises
+    ------
+    ValueError
+        When there is none.
     """
-    for file in folder.glob("*.jsonl"):
-        content = file.read_bytes()
-        lines = list(_lines_of(content)) if mark in content else []
-        kept = [line for line in lines if not goes(line)]
-        if len(kept) < len(lines):
-            partial = file.with_suffix(".partial")
-            partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-            partial.replace(file)
+    text = file.readline()
+    if text[:1] not in (b"+", b"-") or text[-1:] != b"\n":
+        raise ValueError("no entry")
+    return text[:1] == b"+", json.loads(text[1:])
 
 
-def begin_stage(folder: Path, fingerprint: str) -> None:
-    """Have a folder of records under this fingerprint; call when the stage's arrays are made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    append_line(folder, {"stage": fingerprint}, durable=False)  # lost: the stage begins anew
+def _arrays(line: Mapping[str, Any]) -> Collection[Sequence[Any]]:
+    told: Mapping[str, Sequence[Any]] = line.get("arrays", {})
+    return told.values()
 
 
-def has_begun(folder: Path, fingerprint: str) -> bool:
-    """Whether `begin_stage` was called with this fingerprint."""
-    return any(line.get("stage") == fingerprint for line in _lines(folder, b'"stage": '))
+def read_arrays(
+    folder: Path, name: str, offset: int, names: Collection[str] | None = None
+) -> dict[str, Array]:
+    """The arrays of one entry of a file of records, all of them or those asked for.
+
+    Raises
+    ------
+    SegpipeError
+        When they are damaged.
+    """
+    found: dict[str, Array] = {}
+    try:
+        with (folder / name).open("rb") as file:
+            file.seek(offset)
+            _, line = _entry(file)
+            for key, (size, crc, described, shape) in line.get("arrays", {}).items():
+                if names is not None and key not in names:
+                    file.seek(size, os.SEEK_CUR)
+                    continue
+                data = bytearray(size)
+                if file.readinto(data) < size or zlib.crc32(data) != crc:
+                    raise ValueError(key)
+                dtype = np.lib.format.descr_to_dtype(described)
+                found[key] = np.frombuffer(data, dtype).reshape(shape)
+    except ValueError as error:
+        raise SegpipeError(
+            f"{folder / name} is damaged at byte {offset}; run again with --restart"
+        ) from error
+    return found
 
 
-def shards_in(folder: Path) -> Iterator[tuple[str, Path, str, Shard]]:
-    """Each shard that the records of a stage tell of: pass, array, region, how it was written."""
-    for line in _lines(folder):
-        if line.get("array") is not None:
-            array = (folder / line["array"]).resolve()
-            yield line["pass"], array, line["region"], Shard(*line["shard"])
-
-
-def read_pieces(folder: Path, pieces: Sequence[Piece]) -> list[Array]:
-    """Arrays that a region handed on; errors as in `Records.payload`."""
-    arrays: list[Array] = []
-    with ExitStack() as opened:
-        files: dict[str, BufferedReader] = {}
-        for piece in pieces:
-            if piece.file not in files:
-                files[piece.file] = opened.enter_context((folder / piece.file).open("rb"))
-            files[piece.file].seek(piece.offset)
-            data = bytearray(piece.length)
-            read = files[piece.file].readinto(data)
-            if read < piece.length or zlib.crc32(data) != piece.checksum:
-                raise SegpipeError(
-                    f"{folder / piece.file} is damaged at byte {piece.offset}; run again with --restart"
-                )
-            dtype = np.lib.format.descr_to_dtype(piece.dtype)
-            arrays.append(np.frombuffer(data, dtype).reshape(piece.shape))
-    return arrays
+def drop_records(folder: Path, records: Iterable[Record]) -> None:
+    """Have these count no more; only for the process that holds the image's lock, while no worker
+    writes."""
+    for record in records:
+        with (folder / record.file).open("r+b") as file:
+            file.seek(record.offset)
+            file.write(b"-")
 
 
 @contextmanager
@@ -301,9 +325,8 @@ def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[None]:
     BusyError
         When another process holds it, and it is not waited for.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, not in it: the folder may be removed while it is held.
-    with folder.with_suffix(".lock").open("w") as file:
+    with _created(folder.with_suffix(".lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

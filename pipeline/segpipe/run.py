@@ -272,14 +272,15 @@ def _run_image(
     bar: ProgressBar,
     waiting: Stop | None,
 ) -> ImageResult:
-    """One image through the stages; what is needed is asked anew after each, because a stage that
-    was done again may have changed what the next one reads."""
+    """One image through the stages. A stage that was done again may have changed what the next one
+    reads, which is then needed too, though it was not before."""
     try:
         with locked(image.work, image.name) if waiting is None else _awaited(image, waiting):
             if restart:
                 forget(image.out, image.name, STAGES[STAGES.index(stages[0]) :])
+            needed = stages_to_run(image, stages)
             for stage in stages:
-                if stage in stages_to_run(image, stages):
+                if stage in needed or stage not in current_manifests(image):
                     bar.start(image.name, stage)
                     # Only infer imports torch: a second, and 200 MB in each process.
                     run_stage = getattr(import_module(f"segpipe.stages.{stage}"), stage)

@@ -7,26 +7,33 @@ and folder are synchronised, then the completion record is appended (records.py)
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, StorePath
 
 from segpipe.errors import SegpipeError
 from segpipe.geometry import Box, ceil_to
+from segpipe.ngff import (
+    array_metadata,
+    image_metadata,
+    label_list_metadata,
+    label_metadata,
+    with_contrast,
+)
 
 zarr.config.set({"threading.max_workers": 1, "async.concurrency": 4})
 
 Array = np.ndarray[Any, np.dtype[Any]]
-NGFF = "0.5"
+METADATA = "zarr.json"
 LABEL_GROUP = "labels/instances"
 STRIP = 256
 """Rows of a pyramid level that are made at once."""
@@ -72,34 +79,45 @@ class Grid:
 
 
 def create_array(
-    path: Path, planes: tuple[int, ...], grid: Grid, dtype: np.dtype[Any], **more: Any
+    path: Path,
+    planes: tuple[int, ...],
+    grid: Grid,
+    dtype: np.dtype[Any],
+    dimension_names: Sequence[str] | None = None,
 ) -> None:
-    """Write the metadata of an array of shape `planes + grid.shape`; a shard holds all planes.
+    """Write the metadata of an array of shape `planes + grid.shape`; a shard holds all planes, an
+    inner chunk one."""
+    shape, shard = (*planes, *grid.shape), (*planes, *grid.shard)
+    chunk = (*(1 for _ in planes), *grid.chunk)
+    _write_metadata(path, array_metadata(shape, shard, chunk, dtype, dimension_names))
 
-    Inner chunks hold one plane, are compressed by zstd and carry their own crc32c: the default
-    covers the index of a shard only.
-    """
-    zarr.create_array(
-        LocalStore(path),
-        shape=(*planes, *grid.shape),
-        chunks=(*(1 for _ in planes), *grid.chunk),
-        shards=(*planes, *grid.shard),
-        dtype=dtype,
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        fill_value=0,
-        **more,
-    )
+
+def _write_metadata(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the metadata of an array or group into its folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METADATA).write_text(json.dumps(content))
 
 
 @lru_cache(maxsize=64)
 def _opened(path: Path, _metadata: tuple[int, int]) -> zarr.Array[Any]:
+    return zarr.Array(_array(path, _parsed((path / METADATA).read_bytes())))
+
+
+@lru_cache(maxsize=64)
+def _parsed(content: bytes) -> Any:
+    """Metadata as zarr has them: those of many small images are the same, and take long to parse."""
+    return _array(Path(), json.loads(content)).metadata
+
+
+def _array(path: Path, metadata: Any) -> zarr.AsyncArray[Any]:
     # Otherwise zarr compares every chunk with the fill value, and writing takes 1.7 times as long.
-    return zarr.open_array(LocalStore(path), mode="r+").with_config({"write_empty_chunks": True})
+    config: Any = {"write_empty_chunks": True}
+    return zarr.AsyncArray(metadata, StorePath(LocalStore(path)), config)
 
 
 def open_array(path: Path) -> zarr.Array[Any]:
     """The array at `path`; opened once per process for as long as its metadata file is the same."""
-    stat = (path / "zarr.json").stat()
+    stat = (path / METADATA).stat()
     return _opened(path, (stat.st_ino, stat.st_mtime_ns))
 
 
@@ -211,20 +229,33 @@ def shard_is_whole(path: Path, box: Box, shard: Shard, *, verify: bool = False) 
     return not verify or zlib.crc32(file.read_bytes()) == shard.checksum
 
 
+def is_array(path: Path) -> bool:
+    """Whether the metadata of an array are there, whole: a power failure may leave less of a file."""
+    try:
+        content = (path / METADATA).read_bytes()
+    except FileNotFoundError:
+        return False
+    return content[:1] == b"{" and content[-1:] == b"}"
+
+
 def disk_usage(path: Path) -> tuple[int, int] | None:
     """Number of shards of an array that are there, and their bytes; None when there is no array."""
-    if not (path / "zarr.json").exists():
-        return None
-    files = size = 0
-    folders = [path / "c"] if (path / "c").exists() else []
+    metadata = files = size = 0
+    folders = [os.fspath(path)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        try:
+            found = os.scandir(folders.pop())
+        except FileNotFoundError:
+            return None
+        with found as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
+                    folders.append(entry.path)
+                elif entry.name == METADATA:
+                    metadata = entry.stat().st_size
                 elif not entry.name.endswith(".partial"):
                     files, size = files + 1, size + entry.stat().st_size
-    return files, size
+    return (files, size) if metadata else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -269,7 +300,7 @@ def halve_nearest(labels: Array) -> Array:
     return labels[..., ::2, ::2]
 
 
-# --- NGFF 0.5 -------------------------------------------------------------------------------------
+# --- OME-Zarr 0.5 -----------------------------------------------------------------------------------
 
 
 def create_image(
@@ -283,19 +314,12 @@ def create_image(
     rgb: bool,
 ) -> None:
     """Write all metadata of an OME-Zarr 0.5 image (C, Y, X) with its pyramid, no pixels."""
-    group = zarr.create_group(LocalStore(path), zarr_format=3)
-    group.attrs["ome"] = {
-        "version": NGFF,
-        "multiscales": [_multiscales(name, grid, pixel_size_um, channel_axis=True)],
-        "omero": _omero(channels, dtype, rgb),
-    }
-    for number in range(len(grid.levels)):
+    levels = len(grid.levels)
+    group = image_metadata(channels, levels, dtype, pixel_size_um=pixel_size_um, name=name, rgb=rgb)
+    _write_metadata(path, group)
+    for number in range(levels):
         create_array(
-            path / str(number),
-            (len(channels),),
-            grid.level(number),
-            dtype,
-            dimension_names=("c", "y", "x"),
+            path / str(number), (len(channels),), grid.level(number), dtype, ("c", "y", "x")
         )
 
 
@@ -309,83 +333,19 @@ def create_labels(
     classes
         What the numbers stand for, from 0, where they are no instances.
     """
-    told: dict[str, Any] = {"version": NGFF, "source": {"image": "../../"}}
-    if classes:
-        named = enumerate(classes)
-        told["properties"] = [{"label-value": number, "class": name} for number, name in named]
-    labels = zarr.create_group(LocalStore(path / "labels"), zarr_format=3)
-    labels.attrs["ome"] = {"version": NGFF, "labels": ["instances"]}
-    group = zarr.create_group(LocalStore(path / LABEL_GROUP), zarr_format=3)
-    group.attrs["ome"] = {
-        "version": NGFF,
-        "multiscales": [_multiscales("instances", grid, pixel_size_um, channel_axis=False)],
-        "image-label": told,
-    }
-    for number in range(len(grid.levels)):
-        create_array(
-            path / LABEL_GROUP / str(number),
-            (),
-            grid.level(number),
-            np.dtype(np.uint32),
-            dimension_names=("y", "x"),
-        )
-
-
-def _multiscales(
-    name: str, grid: Grid, pixel_size_um: float | None, *, channel_axis: bool
-) -> dict[str, Any]:
-    space: dict[str, str] = {"type": "space"}
-    if pixel_size_um is not None:
-        space["unit"] = "micrometer"
-    size = pixel_size_um or 1.0
-    axes = [{"name": "y", **space}, {"name": "x", **space}]
-    datasets = []
-    for number in range(len(grid.levels)):
-        # Halving by mean puts the first pixel's centre between the first two of the level above.
-        scale, shift = size * 2**number, size * (2**number - 1) / 2
-        scales, shifts = [scale, scale], [shift, shift]
-        if channel_axis:
-            scales, shifts = [1.0, *scales], [0.0, *shifts]
-        else:
-            shifts = [0.0, 0.0]  # every second pixel: the centre stays where it was
-        transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scales}]
-        transforms.append({"type": "translation", "translation": shifts})
-        datasets.append({"path": str(number), "coordinateTransformations": transforms})
-    if channel_axis:
-        axes = [{"name": "c", "type": "channel"}, *axes]
-    return {
-        "name": name,
-        "axes": axes,
-        "datasets": datasets,
-        "type": "mean" if channel_axis else "nearest",
-    }
-
-
-def _omero(channels: Sequence[str], dtype: np.dtype[Any], rgb: bool) -> dict[str, Any]:
-    colours = ["FF0000", "00FF00", "0000FF"] if rgb else ["FFFFFF", "00FF00", "FF00FF", "00FFFF"]
-    top = float(np.iinfo(dtype).max) if dtype.kind in "ui" else 1.0
-    described = [
-        {
-            "label": label,
-            "color": colours[number % len(colours)],
-            "active": number < len(colours),
-            "window": {"min": 0.0, "max": top, "start": 0.0, "end": top},
-        }
-        for number, label in enumerate(channels)
-    ]
-    return {
-        "channels": described,
-        "rdefs": {"model": "color" if len(channels) > 1 else "greyscale"},
-    }
+    labels, levels = path / LABEL_GROUP, len(grid.levels)
+    _write_metadata(labels.parent, label_list_metadata([labels.name]))
+    told = label_metadata(labels.name, levels, pixel_size_um=pixel_size_um, classes=classes)
+    _write_metadata(labels, told)
+    for number in range(levels):
+        create_array(labels / str(number), (), grid.level(number), np.dtype(np.uint32), ("y", "x"))
 
 
 def set_contrast(
     path: Path, channels: Sequence[int], ranges: Sequence[tuple[float, float]]
 ) -> None:
     """Write the display ranges of these channels into the image's metadata."""
-    group = zarr.open_group(LocalStore(path), mode="r+")
-    ome = cast("dict[str, Any]", group.attrs["ome"])
-    for number, (low, high) in zip(channels, ranges, strict=True):
-        channel = ome["omero"]["channels"][number]
-        channel["window"] |= {"start": low, "end": high, "max": max(channel["window"]["max"], high)}
-    group.attrs["ome"] = ome
+    file = path / METADATA
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(with_contrast(json.loads(file.read_bytes()), channels, ranges)))
+    partial.replace(file)  # others may have it open

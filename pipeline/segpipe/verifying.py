@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from segpipe.records import PUBLISH, shards_in
+from segpipe.records import PUBLISH, read_records
 from segpipe.stages.image import forget, work_folder
 from segpipe.store import Shard, damaged_shard
 
@@ -21,9 +21,11 @@ def remove_damaged(out: Path, name: str) -> int:
     recorded: dict[tuple[str, Path, str], Shard] = {}
     for folder in sorted((work_folder(out, name) / "records").glob("*/")):
         # what is published came last
-        for _, array, region, shard in sorted(shards_in(folder), key=lambda one: one[0] == PUBLISH):
-            if (array / "zarr.json").exists():
-                recorded[folder.name, array, region] = shard
+        for one in sorted(read_records(folder), key=lambda one: one.pass_name == PUBLISH):
+            if one.shard is not None and one.array is not None:
+                array = (folder / one.array).resolve()
+                if (array / "zarr.json").exists():
+                    recorded[folder.name, array, one.region] = one.shard
     damaged = 0
     for (stage, array, region), shard in recorded.items():
         file = damaged_shard(array, region, shard)

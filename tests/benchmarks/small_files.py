@@ -43,10 +43,6 @@ KINDS = {
         "segpipe.stages.seeds:write_places",
     ],
     "pixels": [
-        "segpipe.store:create_array",
-        "segpipe.store:create_image",
-        "segpipe.store:create_labels",
-        "segpipe.store:set_contrast",
         "segpipe.store:read_box",
         "segpipe.store:write_shard",
         "segpipe.store:clear_shard",
@@ -57,10 +53,19 @@ KINDS = {
         "segpipe.percentiles:Histogram.sum",
         "segpipe.occupancy:cell_extremes",
         "segpipe.occupancy:tile_occupancy",
+        "segpipe.stages.tile:Reader.slide",
+    ],
+    "metadata": [
+        "segpipe.store:create_array",
+        "segpipe.store:create_image",
+        "segpipe.store:create_labels",
+        "segpipe.store:set_contrast",
+        "segpipe.store:open_array",
+    ],
+    "picture": [
         "segpipe.export.drawing:contrast",
         "segpipe.export.preview:compose",
-        "segpipe.export.preview:write_png",
-        "segpipe.stages.tile:Reader.slide",
+        "segpipe.export.png:write_png",
     ],
     "table": [
         "segpipe.export.parquet:TableWriter.write",
@@ -71,16 +76,14 @@ KINDS = {
     "records": [
         "segpipe.records:write_json",
         "segpipe.records:read_json",
-        "segpipe.records:begin_stage",
-        "segpipe.records:has_begun",
-        "segpipe.records:drop_lines",
         "segpipe.records:Records.add",
-        "segpipe.records:Records.read",
-        "segpipe.records:read_pieces",
+        "segpipe.records:read_records",
+        "segpipe.records:read_arrays",
+        "segpipe.records:drop_records",
     ],
 }
 REST = "the rest"
-OUTSIDE = ("table", "records", REST)
+OUTSIDE = ("metadata", "picture", "table", "records", REST)
 
 
 class Meter:

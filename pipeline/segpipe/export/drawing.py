@@ -53,12 +53,32 @@ def contrast(
         tints = np.ones((1, 3), np.float32)
     else:
         tints = _CHANNELS[np.arange(len(pixels)) % len(_CHANNELS)]
-    light = np.zeros((*pixels.shape[1:], 3), np.float32)
-    for channel, (low, high), tint in zip(pixels, ranges, tints, strict=True):
-        span = high - low if high > low else np.inf
-        with np.errstate(invalid="ignore"):  # infinite over infinite
-            share = np.nan_to_num((channel.astype(np.float64) - low) / span, nan=0.0)
-        light += np.clip(share, 0, 1).astype(np.float32)[..., None] ** gamma * tint
+    shares = [
+        _share(channel, low, high, gamma)
+        for channel, (low, high) in zip(pixels, ranges, strict=True)
+    ]
+    columns = [tuple(column) for column in tints.T]
+    shown = {column: _light(shares, column) for column in columns}  # of grey, all three are one
+    return np.stack([shown[column] for column in columns], axis=2)
+
+
+def _share(channel: NDArray[Any], low: float, high: float, gamma: float) -> NDArray[np.float32]:
+    """What of its range each pixel of a channel has: in [0, 1]."""
+    span = high - low if high > low else np.inf
+    with np.errstate(invalid="ignore"):  # infinite over infinite
+        share = (channel.astype(np.float64) - low) / span
+    if channel.dtype.kind == "f":
+        share = np.nan_to_num(share, nan=0.0)
+    found: NDArray[np.float32] = np.clip(share, 0, 1).astype(np.float32)
+    return found if gamma == 1 else found**gamma
+
+
+def _light(shares: Sequence[NDArray[np.float32]], tint: Sequence[float]) -> NDArray[np.uint8]:
+    """One of red, green and blue: (h, w), of channels that have so much of it each."""
+    light = np.zeros(shares[0].shape, np.float32)
+    for share, strength in zip(shares, tint, strict=True):
+        if strength:
+            light += share * np.float32(strength)
     return (np.clip(light, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -83,11 +103,12 @@ def colours(ids: NDArray[Any]) -> Picture:
 
 def draw_outlines(display: Picture, labels: NDArray[Any], width: int = 1) -> Picture:
     """A copy of `display` with the objects' outlines, `width` pixels wide, inside the objects."""
-    picture, rest = display.copy(), labels
+    picture, rest = np.ascontiguousarray(display).copy(), labels.copy()
+    pixels, left = picture.reshape(-1, 3), rest.reshape(-1)
     for _ in range(width):
-        edge = outline(rest)
-        picture[edge] = colours(rest[edge])
-        rest = np.where(edge, 0, rest)
+        edge = np.flatnonzero(outline(rest))
+        pixels[edge] = colours(left[edge])
+        left[edge] = 0
     return picture
 
 

@@ -8,8 +8,11 @@ import unicodedata
 from PIL import ImageDraw, ImageFont
 
 
+@functools.lru_cache(maxsize=64)
 def plain_text(text: str) -> str:
     """`text` in the characters that Pillow's own font has: ASCII, and few others."""
+    if text.isascii() and text.isprintable():
+        return text
     parts = unicodedata.normalize("NFKD", text)
     kept = (c for c in parts if not unicodedata.combining(c))
     return "".join(c if " " <= c <= "~" or c in "\u00b7\u2026" else "?" for c in kept)

@@ -15,10 +15,9 @@ Pure drawing on arrays; whoever calls it reads them. `Plan` says what to read, `
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ _ENLARGED = (
     520  # pixels: beyond twice its size nothing is enlarged past this; there may be thousands
 )
 _ENLARGE = 64  # display pixels per image pixel at most
+_FRAME = 8
 _LARGE, _MEDIUM, _SMALL = 26, 16, 14  # heights of letters
 _GROUND, _PALE, _BRIGHT = (22, 24, 29), (154, 160, 170), (240, 242, 245)
 
@@ -157,9 +157,10 @@ def compose(overview: View, detail: View, caption: Caption) -> Picture:
     """
     shape = overview.box.shape
     limits = _panels(shape)
-    left, left_labels = _resized(overview, _fit(shape, limits[0]))
-    right, right_labels = _resized(detail, _fit(detail.box.shape, limits[1]))
+    left, left_labels = bare = _resized(overview, _fit(shape, limits[0]))
     apart = detail.box != overview.box
+    alone = detail is overview and limits[0] == limits[1]
+    right, right_labels = bare if alone else _resized(detail, _fit(detail.box.shape, limits[1]))
     if apart:
         left = draw_overview(left, left_labels)
     right = draw_outlines(right, right_labels, width=2 if right.size > detail.display.size else 1)
@@ -181,40 +182,34 @@ def compose(overview: View, detail: View, caption: Caption) -> Picture:
     ends = (_MARGIN + text_length(facts, _MEDIUM), second.x0 + text_length(notes[1], _SMALL), 640)
     width = min(max(first.x1, second.x1, *ends) + _MARGIN, WIDTH)
     height = max(first.y1, second.y1) + _FOOT + _MARGIN // 2
-    canvas = Image.new("RGB", (width, height), _GROUND)
-    draw = ImageDraw.Draw(canvas, "RGBA")
-    write_line(draw, (10, _MARGIN), caption.title, (_LARGE, _BRIGHT), width - 2 * _MARGIN)
-    write_line(draw, (46, _MARGIN), facts, (_MEDIUM, _PALE), width - 2 * _MARGIN)
-    canvas.paste(Image.fromarray(left), (first.x0, first.y0))
-    canvas.paste(Image.fromarray(right), (second.x0, second.y0))
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = np.full((width, 3), _GROUND, np.uint8)  # row by row: ten times as fast
+    with _drawing_on(canvas, Box(0, 0, _HEAD, width)) as draw:
+        write_line(draw, (10, _MARGIN), caption.title, (_LARGE, _BRIGHT), width - 2 * _MARGIN)
+        write_line(draw, (46, _MARGIN), facts, (_MEDIUM, _PALE), width - 2 * _MARGIN)
+    canvas[first.slices], canvas[second.slices] = left, right
     if apart:
-        _draw_mark(draw, first, overview.box, detail.box)
+        around = first.grow(_FRAME).intersect(Box(0, 0, height, width))
+        with _drawing_on(canvas, around) as draw:
+            _draw_mark(draw, first.within(around), overview.box, detail.box)
     for panel, view, note in zip((first, second), (overview, detail), notes, strict=True):
-        write_line(
-            draw, (panel.y1 + 5, panel.x0), note, (_SMALL, _PALE), width - panel.x0 - _MARGIN
-        )
+        foot = Box(panel.y1, panel.x0, min(panel.y1 + _FOOT + 4, height), width)
+        with _drawing_on(canvas, foot) as draw:
+            write_line(draw, (5, 0), note, (_SMALL, _PALE), width - panel.x0 - _MARGIN)
         per_pixel = view.box.shape[1] / panel.shape[1]
         if panel.shape[0] >= 60 and panel.shape[1] >= 120:
-            _draw_scale_bar(draw, panel, per_pixel, caption.pixel_size_um)
-    return np.asarray(canvas)
+            with _drawing_on(canvas, Box(panel.y1 - 60, panel.x0, panel.y1, panel.x1)) as draw:
+                _draw_scale_bar(draw, (60, panel.shape[1]), per_pixel, caption.pixel_size_um)
+    return canvas
 
 
-def write_png(path: Path, picture: Picture) -> None:
-    """Write the picture; under its name there is always a whole file, the old one or the new.
-
-    Raises
-    ------
-    OSError
-        When it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        Image.fromarray(picture).save(
-            partial, format="PNG", compress_level=1
-        )  # a fifth of the time
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+@contextmanager
+def _drawing_on(canvas: Picture, box: Box) -> Iterator[ImageDraw.ImageDraw]:
+    """Lines and letters in a box of the canvas, counted from its corner: Pillow, which keeps pictures
+    in a way of its own, is handed what it is to draw on and not the whole."""
+    part = Image.fromarray(canvas[box.slices])
+    yield ImageDraw.Draw(part, "RGBA")
+    canvas[box.slices] = np.asarray(part)
 
 
 def _at(y: int, x: int, panel: Picture) -> Box:
@@ -223,13 +218,22 @@ def _at(y: int, x: int, panel: Picture) -> Box:
 
 def _resized(view: View, shape: tuple[int, int]) -> tuple[Picture, NDArray[Any]]:
     """Display by the mean of the pixels that become one, labels by the nearest."""
-    if view.labels.shape == shape:
+    held = view.labels.shape
+    if held == shape:
         return view.display, view.labels
+    if not any(n % m for n, m in zip(shape, held, strict=True)):
+        down, across = (n // m for n, m in zip(shape, held, strict=True))
+        return _repeated(view.display, down, across), _repeated(view.labels, down, across)
     display = Image.fromarray(view.display).resize(shape[::-1], Image.Resampling.BOX)
     rows, columns = (
-        (np.arange(n) * 2 + 1) * m // (2 * n) for n, m in zip(shape, view.labels.shape, strict=True)
+        (np.arange(n) * 2 + 1) * m // (2 * n) for n, m in zip(shape, held, strict=True)
     )
     return np.asarray(display), view.labels[rows[:, None], columns]
+
+
+def _repeated(pixels: NDArray[Any], down: int, across: int) -> NDArray[Any]:
+    """Each pixel (h, w, ...) so many times."""
+    return np.repeat(np.repeat(pixels, across, axis=1), down, axis=0)
 
 
 def _scaling(shape: tuple[int, int], panel: Picture) -> str:
@@ -259,11 +263,15 @@ def _facts(shape: tuple[int, int], caption: Caption) -> list[str]:
 
 
 def _draw_scale_bar(
-    draw: ImageDraw.ImageDraw, panel: Box, image_pixels: float, pixel_size_um: float | None
+    draw: ImageDraw.ImageDraw,
+    shape: tuple[int, int],
+    image_pixels: float,
+    pixel_size_um: float | None,
 ) -> None:
-    """A bar of a round length, a quarter of the panel at most; `image_pixels` to a panel's pixel."""
+    """A bar of a round length in the last corner of a panel of this shape, a quarter of its width at
+    most; `image_pixels` to a panel's pixel."""
     per_pixel = image_pixels * (pixel_size_um or 1.0)
-    longest = panel.shape[1] * per_pixel / 4
+    longest = shape[1] * per_pixel / 4
     step = 10.0 ** np.floor(np.log10(longest))
     length = step * max(n for n in (1, 2, 5) if n * step <= longest)
     if pixel_size_um is None:
@@ -273,7 +281,7 @@ def _draw_scale_bar(
     width = round(length / per_pixel)
     font = load_font(_SMALL)
     backing = max(width, int(draw.textlength(text, font=font))) + 16
-    y, x = panel.y1 - 10, panel.x1 - 10
+    y, x = shape[0] - 10, shape[1] - 10
     draw.rectangle((x - backing, y - 38, x, y), fill=(0, 0, 0, 150))
     middle = x - backing / 2
     draw.text((middle, y - 14), text, font=font, fill="white", anchor="ms")
@@ -281,7 +289,8 @@ def _draw_scale_bar(
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, panel: Box, image: Box, detail: Box) -> None:
-    """Frame where the detail lies in the overview, large enough to be seen."""
+    """Frame where the detail lies in the overview, large enough to be seen: less than `_FRAME` beyond
+    a strip."""
     y_scale, x_scale = panel.shape[0] / image.shape[0], panel.shape[1] / image.shape[1]
     y = panel.y0 + (detail.y0 + detail.y1) / 2 * y_scale
     x = panel.x0 + (detail.x0 + detail.x1) / 2 * x_scale

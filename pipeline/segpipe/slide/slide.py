@@ -77,8 +77,7 @@ class Slide:
 
     def __init__(self, path: Path, source: Source, plane: Plane = THE_PLANE) -> None:
         header = source.header
-        self._source = source
-        self._closed = False
+        self._source: Source | None = source
         self.path = path
         self.plane = plane
         self.shape = header.shape
@@ -127,7 +126,8 @@ class Slide:
         InputError, ValueError, IndexError
             As `read`.
         """
-        if self._closed:
+        source = self._source
+        if source is None:
             raise ValueError(f"{self!r} is closed")
         if not Box(0, 0, *self.shape[1:]).contains(box):
             raise ValueError(f"box {box} is not inside {self!r}")
@@ -135,13 +135,14 @@ class Slide:
         if not all(0 <= channel < self.shape[0] for channel in wanted):
             raise IndexError(f"channels {wanted} of {self!r}")
         if not wanted or box.area == 0:
-            return np.empty((len(wanted), *box.shape), self._source.header.dtype)
-        return self._source.read(box, wanted)
+            return np.empty((len(wanted), *box.shape), source.header.dtype)
+        return source.read(box, wanted)
 
     def close(self) -> None:
-        """Let go of the file and of what was decoded; may be called again."""
-        self._closed = True
-        self._source.close()
+        """Let go of the file and of what was decoded; may be called again. What it is stays known."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
     def __enter__(self) -> Self:
         return self

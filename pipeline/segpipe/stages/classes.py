@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from segpipe.geometry import Box, Lattice
+from segpipe.records import Record
 from segpipe.semantic import likeliest
 from segpipe.stages.image import Image
 from segpipe.stages.seeds import probabilities_in
@@ -28,13 +29,12 @@ def label_classes(run: StageRun, lattice: Lattice) -> dict[str, Any]:
     return {"objects": len(present - {0}), "first_ids": first_ids, "growth_rounds": 0}
 
 
-def label_one(work: Pass, name: str) -> dict[str, Any]:
+def label_one(work: Pass, name: str) -> Record:
     """The classes of one region."""
     image, box = work.image, work.lattice.named(name).box
     labels, _ = likeliest(read_box(image.probabilities, box))
     shard = write_shard(image.labels, box, labels)
-    work.records.add(name, shard, classes=np.unique(labels).tolist())
-    return {}
+    return work.records.add(name, shard, classes=np.unique(labels).tolist())
 
 
 def certainty_in(image: Image, box: Box) -> Array:

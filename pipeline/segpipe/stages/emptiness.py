@@ -38,7 +38,7 @@ def window_occupancy(
     extremes = np.block(
         [
             [
-                records.payload(copied[region.name])["extremes"]
+                records.payload(copied[region.name], ["extremes"])["extremes"]
                 if region.name in copied
                 else _unknown(region.box, cell, len(ranges))
                 for region in (lattice[row, column] for column in range(columns))

@@ -19,10 +19,10 @@ from segpipe.components import Decode, to_byte
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
-from segpipe.records import fingerprint, write_json
+from segpipe.records import fingerprint, json_text
 from segpipe.settings import Settings, StitchSettings
 from segpipe.slide import Plane
-from segpipe.store import Grid, disk_usage
+from segpipe.store import LABEL_GROUP, Grid, disk_usage
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,15 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "measure": ("tile", "infer", "stitch"),
 }
 """Stages whose arrays a stage reads."""
+
+
+WORK = ".segpipe/{name}.work"
+ARRAYS: Mapping[str, str] = {
+    "tile": "{name}.ome.zarr/0",
+    "infer": f"{WORK}/probabilities.zarr",
+    "stitch": f"{{name}}.ome.zarr/{LABEL_GROUP}/0",
+}
+"""In OUT: the array that a stage writes and others read."""
 
 
 class Progress(Protocol):
@@ -137,7 +146,7 @@ class Image:
     @cached_property
     def labels(self) -> Path:
         """(Y, X) uint32, the finest level."""
-        return self.zarr / "labels" / "instances" / "0"
+        return self.zarr / LABEL_GROUP / "0"
 
     @property
     def table(self) -> Path:
@@ -237,13 +246,14 @@ class Manifest:
         return "failed" if self.failed else "done"
 
     def write(self, path: Path) -> None:
-        """Write it as JSON.
-
-        Durably only when it is the last one: without another, the stage finds all its regions done
-        by their records, which are durable, and writes the same manifest again.
-        """
-        durable = self.stage == STAGES[-1]
-        write_json(path, {"status": self.status} | vars(self), durable=durable)
+        """Write it as JSON, where there is none. When it is lost or torn, the stage is done again as
+        far as its records are, and nobody takes half of one for a manifest."""
+        text = json_text({"status": self.status} | vars(self)).encode("utf-8", "surrogateescape")
+        try:
+            path.write_bytes(text)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text)
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
@@ -359,22 +369,18 @@ def intensity_range(low: float, high: float, top: float) -> tuple[float, float]:
 
 def manifest_path(out: Path, name: str, stage: str) -> Path:
     """Where a stage's manifest of an image is written, last of all."""
-    return out / "manifests" / f"{name}.{stage}.json"
+    return out / f"manifests/{name}.{stage}.json"
 
 
 def array_path(out: Path, name: str, stage: str) -> Path | None:
     """The array that a stage writes and others read."""
-    arrays = {
-        "tile": out / f"{name}.ome.zarr" / "0",
-        "infer": work_folder(out, name) / "probabilities.zarr",
-        "stitch": out / f"{name}.ome.zarr" / "labels" / "instances" / "0",
-    }
-    return arrays.get(stage)
+    inside = ARRAYS.get(stage)
+    return None if inside is None else out / inside.format(name=name)
 
 
 def work_folder(out: Path, name: str) -> Path:
     """Work arrays and records of an image; the suffix keeps `a` apart from the images in `a/`."""
-    return out / ".segpipe" / f"{name}.work"
+    return out / WORK.format(name=name)
 
 
 def stage_fingerprint(image: Image, stage: str, before: Manifest | None) -> str:
@@ -387,8 +393,8 @@ def _joined(own: str, before: str | None) -> str:
     return fingerprint(own, before)
 
 
-def manifest_before(image: Image, stage: str) -> Manifest:
-    """The manifest of the stage before this one, when all that this one reads is there.
+def manifests_before(image: Image, stage: str) -> dict[str, Manifest]:
+    """The manifests of the stages before this one, when all that this one reads is there.
 
     Raises
     ------
@@ -402,7 +408,7 @@ def manifest_before(image: Image, stage: str) -> Manifest:
                 f"{image.name}: {stage} needs the result of {earlier} with the same settings; "
                 f"run `segpipe stage {earlier}` first"
             )
-    return current[STAGES[STAGES.index(stage) - 1]]
+    return current
 
 
 def is_whole(image: Image, stage: str, manifest: Manifest | None) -> bool:
@@ -434,7 +440,7 @@ def current_manifests(image: Image) -> dict[str, Manifest]:
 def forget(out: Path, name: str, stages: Sequence[str], *, records: bool = True) -> None:
     """Remove what says that these stages of an image are done; their arrays are then made anew."""
     for stage in stages:
-        (out / "manifests" / f"{name}.{stage}.json").unlink(missing_ok=True)
+        manifest_path(out, name, stage).unlink(missing_ok=True)
         if records:
             remove(work_folder(out, name) / "records" / stage)
 

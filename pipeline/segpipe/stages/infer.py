@@ -16,10 +16,11 @@ from segpipe.backend import EAGER
 from segpipe.compute import Engine, gpu_index
 from segpipe.geometry import Lattice
 from segpipe.inference import predict_region, read_box_of
+from segpipe.records import Record
 from segpipe.segmenter import Segmenter, device_type, load_segmenter
 from segpipe.settings import AUTO
 from segpipe.stages.emptiness import empty_tiles
-from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifest_before, remove
+from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifests_before, remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import Range, ranges_of
 from segpipe.store import clear_shard, create_array, write_shard
@@ -40,7 +41,7 @@ class InferArgs:
 
 def infer(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the probabilities of every pixel: (K, Y, X) uint8."""
-    before = manifest_before(image, "infer")
+    before = manifests_before(image, "infer")["tile"]
     run = StageRun(image, "infer", engine, progress, before)
     args = InferArgs(ranges_of(before), empty_tiles(image, before))
     run.begin([image.probabilities], lambda: _create(image))
@@ -106,13 +107,12 @@ def _segmenter(path: Path, _hash: str, device: str, backend: str, plan: NumericP
     )
 
 
-def infer_region(work: Pass, name: str) -> dict[str, Any]:
+def infer_region(work: Pass, name: str) -> Record:
     """Probabilities of one region; 0 in tiles that hold nothing, of which a region may consist."""
     image, region = work.image, work.lattice.named(name)
     grid, empty = image.tiles, work.args.empty
     if all(empty[tile.index] for tile in grid.meeting(region.box)):
-        work.records.add(name, clear_shard(image.probabilities, region.box), made_by=None)
-        return {}
+        return work.records.add(name, clear_shard(image.probabilities, region.box), made_by=None)
     segmenter = segmenter_of(image)
     box = read_box_of(grid, region.box)
     block = store.read_box(image.zarr / "0", box, image.layout.channels)
@@ -126,5 +126,4 @@ def infer_region(work: Pass, name: str) -> dict[str, Any]:
         skip=lambda tile: bool(empty[tile.index]),
     )
     shard = write_shard(image.probabilities, region.box, probabilities)
-    work.records.add(name, shard, made_by=segmenter.made_by)
-    return {}
+    return work.records.add(name, shard, made_by=segmenter.made_by)

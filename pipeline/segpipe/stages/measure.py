@@ -13,12 +13,13 @@ from segpipe.compute import Engine
 from segpipe.errors import SegpipeError
 from segpipe.export import parquet, preview
 from segpipe.export.drawing import contrast
+from segpipe.export.png import write_png
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
 from segpipe.slide import THE_PLANE
 from segpipe.stages.classes import certainty_in
-from segpipe.stages.image import Image, Manifest, Progress, current_manifests, manifest_before
+from segpipe.stages.image import Image, Manifest, Progress, manifests_before
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of
 from segpipe.store import LABEL_GROUP, halve_nearest, read_box
@@ -30,7 +31,8 @@ NEIGHBOURHOOD = 256
 
 def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the label pyramid, `<name>.parquet` and `<name>.png`."""
-    before = manifest_before(image, "measure")
+    told = manifests_before(image, "measure")
+    before = told["stitch"]
     run = StageRun(image, "measure", engine, progress, before)
     lattice = image.label_lattice
     run.begin([], lambda: None)
@@ -39,16 +41,15 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
         pyramid_level(run, image.zarr / LABEL_GROUP, level, halve_nearest)
     busiest = _write_table(run, lattice, found, before)
     if image.settings.measure.preview:
-        _write_preview(image, before, busiest)
+        _write_preview(image, told["tile"], before, busiest)
     return run.finish({"objects": before.facts["objects"]})
 
 
-def sum_one(work: Pass, name: str) -> dict[str, Any]:
+def sum_one(work: Pass, name: str) -> Record:
     """Sums over the objects' pixels in one region."""
     box = work.lattice.named(name).box
     rows = sum_region(read_box(work.image.labels, box), certainty_in(work.image, box), box)
-    work.records.add(name, None, {"rows": rows})
-    return {}
+    return work.records.add(name, None, {"rows": rows})
 
 
 def _write_table(
@@ -107,9 +108,10 @@ def _told_classes(image: Image) -> dict[str, str]:
     return {"classes": named} if card.classes else {}
 
 
-def _write_preview(image: Image, before: Manifest, busiest: tuple[int, int]) -> None:
+def _write_preview(
+    image: Image, tiled: Manifest, before: Manifest, busiest: tuple[int, int]
+) -> None:
     """The whole image from the pyramid, and a detail around the pixel with most objects."""
-    tiled = current_manifests(image)["tile"]
     layout = image.layout
     if layout.rgb:
         channels: tuple[int, ...] = (0, 1, 2)
@@ -140,9 +142,8 @@ def _write_preview(image: Image, before: Manifest, busiest: tuple[int, int]) -> 
         [f"model {image.model.card.name}"] + ([f"{len(failed)} REGIONS FAILED"] if failed else []),
         image.model.card.classes,
     )
-    picture = preview.compose(
-        view(level, Box(0, 0, *image.grid.levels[level])),
-        view(0, Box(0, 0, *plan.detail).shift(*corner)),
-        caption,
-    )
-    preview.write_png(image.preview, picture)
+    whole, part = Box(0, 0, *image.grid.levels[level]), Box(0, 0, *plan.detail).shift(*corner)
+    overview = view(level, whole)
+    detail = overview if level == 0 and part == whole else view(0, part)
+    picture = preview.compose(overview, detail, caption)
+    write_png(image.preview, picture)

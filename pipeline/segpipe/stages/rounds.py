@@ -20,7 +20,7 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import grow, reach
 from segpipe.properties import bands_of_rows, keeps, renumber, sum_region
-from segpipe.records import PUBLISH, drop_lines
+from segpipe.records import PUBLISH, Record
 from segpipe.stages.image import Image, Manifest, is_whole, remove
 from segpipe.stages.seeds import place_of, probabilities_in, seeded_field
 from segpipe.stages.stage_run import Pass, StageRun
@@ -112,13 +112,12 @@ def drop_objects(run: StageRun, lattice: Lattice, states: Array, first_ids: list
     return [1, *(last + 1 for last in last_ids)]
 
 
-def sum_objects(work: Pass, name: str) -> dict[str, Any]:
+def sum_objects(work: Pass, name: str) -> Record:
     """Sums over the grown objects in one region."""
     image, box = work.image, work.lattice.named(name).box
     foreground, _ = probabilities_in(image, box)
     rows = sum_region(_state_in(work, box, FINAL), foreground, box)
-    work.records.add(name, None, {"rows": rows})
-    return {}
+    return work.records.add(name, None, {"rows": rows})
 
 
 def publish(run: StageRun, lattice: Lattice, states: Array) -> None:
@@ -153,7 +152,7 @@ def _create_front(run: StageRun, target: Path) -> None:
 
 def _forget(run: StageRun, goes: Callable[[str], bool]) -> None:
     """Forget what passes have done, publishing among them."""
-    drop_lines(run.folder, lambda line: goes(line.get("pass", "")))
+    run.drop(lambda one: goes(one.pass_name))
     (run.folder / PUBLISHING).unlink(missing_ok=True)
 
 
@@ -166,7 +165,7 @@ def _reached(moving: Iterable[Box], lattice: Lattice, steps: int) -> list[Region
     return [names[index] for index in sorted(names)]
 
 
-def grow_one(work: Pass, name: str) -> dict[str, Any]:
+def grow_one(work: Pass, name: str) -> Record:
     """One round of growth in one region."""
     image, region, args = work.image, work.lattice.named(name), work.args
     window = region.box.grow(args.halo).intersect(Box(0, 0, *work.lattice.shape))
@@ -178,8 +177,7 @@ def grow_one(work: Pass, name: str) -> dict[str, Any]:
     shard = write_shard(args.target, region.box, field.inner[0][core.slices])
     box = moving.shift(window.y0, window.x0)
     where = [box.y0, box.x0, box.y1, box.x1] if box.area else None
-    work.records.add(name, shard, moving=where)
-    return {}
+    return work.records.add(name, shard, moving=where)
 
 
 def _state_in(work: Pass, window: Box, number: int) -> Array:
@@ -202,11 +200,10 @@ def _state_array(image: Image, written_in: int) -> Path:
     return image.work / "front" / str(written_in)
 
 
-def publish_one(work: Pass, name: str) -> dict[str, Any]:
+def publish_one(work: Pass, name: str) -> Record:
     """Copy the last state of a region into the label image, with new ids if some objects go."""
     image, region = work.image, work.lattice.named(name)
     labels = _state_in(work, region.box, FINAL)
     if image.settings.stitch.filters:
         labels = np.load(image.work / "kept.npy", mmap_mode="r")[labels]
-    work.records.add(name, write_shard(image.labels, region.box, labels))
-    return {}
+    return work.records.add(name, write_shard(image.labels, region.box, labels))

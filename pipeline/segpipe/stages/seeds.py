@@ -17,7 +17,7 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import Field
 from segpipe.holes import HoleRecord, fill_holes, label_holes
-from segpipe.records import Piece, read_pieces
+from segpipe.records import Record, read_arrays
 from segpipe.runs import Runs
 from segpipe.stages.image import Image, remove
 from segpipe.stages.stage_run import Pass, StageRun
@@ -25,8 +25,9 @@ from segpipe.store import create_array, read_box, write_shard
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RUNS = "runs.places"
-PLACE = np.dtype([("file", "S128"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<u4")])
-"""Where the runs of a region lie. A file is named after the machine (64 bytes), process and chance."""
+PLACE = np.dtype([("file", "S128"), ("offset", "<i8")])
+"""Where the record of a region's runs lies. A file is named after the machine (64 bytes), process and
+chance."""
 
 
 def probabilities_in(image: Image, box: Box) -> tuple[Array, Array]:
@@ -75,19 +76,18 @@ def seeded_field(image: Image, records: Path, window: Box) -> Field:
     for region in lattice.meeting(window):
         place = place_of(region, lattice)
         (found,) = np.fromfile(image.work / RUNS, PLACE, 1, offset=place * PLACE.itemsize)
-        file, offset, length, checksum = found.tolist()
-        if length == 0:  # it failed: nothing grows into it
+        file, offset = found.tolist()
+        if not file:  # it failed: nothing grows into it
             continue
-        (packed,) = read_pieces(records, [Piece(file.decode(), offset, length, checksum)])
-        runs = Runs.unpack(packed)
+        runs = Runs.unpack(read_arrays(records, file.decode(), offset, ["runs"])["runs"])
         ids = _table(image.work / "seeds", place)
         runs.paint(ids, region.box.within(window), *field.inner)
     return field
 
 
-def write_places(path: Path, pieces: Sequence[Piece | None]) -> None:
-    """Write where the runs of each region lie, in raster order; length 0 where a region failed."""
-    places = [(p.file.encode(), *p[1:4]) if p is not None else (b"", 0, 0, 0) for p in pieces]
+def write_places(path: Path, records: Iterable[Record | None]) -> None:
+    """Write where the runs of each region lie, in raster order; no file where a region failed."""
+    places = [(b"", 0) if one is None else (one.file.encode(), one.offset) for one in records]
     path.write_bytes(np.array(places, PLACE).tobytes())  # tofile would not tell of a full disk
 
 
@@ -139,15 +139,14 @@ def find_holes(run: StageRun, lattice: Lattice) -> None:
     write_tables(image.work / "holes", tables)
 
 
-def find_holes_in(work: Pass, name: str) -> dict[str, Any]:
+def find_holes_in(work: Pass, name: str) -> Record:
     """Holes of one region."""
     image, region = work.image, work.lattice.named(name)
     foreground, _ = probabilities_in(image, region.box)
     mask = foreground >= image.decode.foreground
     slots, record = label_holes(mask, region, work.lattice, image.settings.stitch.max_hole)
     shard = write_shard(image.work / "holes.zarr", region.box, slots)
-    work.records.add(name, shard, vars(record))
-    return {}
+    return work.records.add(name, shard, vars(record))
 
 
 def place_of(region: Region, lattice: Lattice) -> int:

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from segpipe.compute import Engine, Task
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
-from segpipe.records import FORMAT, Record, Records, begin_stage, fingerprint, has_begun
+from segpipe.records import FORMAT, Record, Records, drop_records, fingerprint, read_records
 from segpipe.stages.image import (
     STAGES,
     Image,
@@ -22,11 +23,13 @@ from segpipe.stages.image import (
     remove,
     stage_fingerprint,
 )
-from segpipe.store import disk_usage, shard_is_whole, shard_path
+from segpipe.store import disk_usage, is_array, shard_is_whole, shard_path
 
 log = logging.getLogger(__name__)
 
 LOGGED_FAILURES = 3
+BEGIN = "begin"
+"""In place of a pass: the stage's arrays are made."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,20 @@ class StageRun:
     before: Manifest | None = None
     failed: list[dict[str, Any]] = field(default_factory=list)
     passes: dict[str, Records] = field(default_factory=dict)
+    left: list[Record] = field(default_factory=list)
+    """Records of a run before this one, of all passes."""
     lineage: str = ""
     """What failed in the passes so far: later ones saw it absent, and are done again once mended."""
     done_now: int = 0
     done_before: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides what this stage writes, failures before it included."""
         return stage_fingerprint(self.image, self.stage, self.before)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Records of all passes of this stage."""
         return self.image.work / "records" / self.stage
@@ -73,13 +78,22 @@ class StageRun:
         then its records, then (in `prepare`) the arrays. So whatever is interrupted here, nothing
         says that something is done which is not.
         """
-        whole = all((path / "zarr.json").exists() for path in arrays)
-        if whole and has_begun(self.folder, self.fingerprint):
-            return
+        begun = BEGIN, self.fingerprint
+        if all(map(is_array, arrays)):
+            self.left = read_records(self.folder)
+            if any((one.pass_name, one.fingerprint) == begun for one in self.left):
+                return
+            self.left = []
         forget(self.image.out, self.image.name, STAGES[STAGES.index(self.stage) :], records=False)
         remove(self.folder)
         prepare()
-        begin_stage(self.folder, self.fingerprint)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Records(self.folder, *begun).add("")
+
+    def drop(self, goes: Callable[[Record], bool]) -> None:
+        """Have records of a run before this one count no more."""
+        drop_records(self.folder, filter(goes, self.left))
+        self.left = [one for one in self.left if not goes(one)]
 
     def over(
         self,
@@ -100,7 +114,7 @@ class StageRun:
         Parameters
         ----------
         task
-            `task(Pass, region name)` writes the shard and appends the record.
+            `task(Pass, region name)` writes the shard, appends the record and returns it.
         args
             Whatever else the task needs; must follow from the stage's fingerprint and the outcome
             of the passes before.
@@ -122,12 +136,13 @@ class StageRun:
         """
         key = fingerprint(self.fingerprint, pass_name, self.lineage, FORMAT)
         records = self.passes[pass_name] = Records(self.folder, pass_name, key, array)
-        found = records.read()
+        mine = pass_name, key
+        self.drop(lambda one: one.pass_name == pass_name and one.fingerprint != key)
+        found = {one.region: one for one in self.left if (one.pass_name, one.fingerprint) == mine}
         if not found:
             prepare()
-            records.discard()  # those of other passes before it
         chosen = list(lattice if regions is None else regions)
-        torn = [
+        torn = {
             region.name
             for region in chosen
             if array is not None
@@ -135,16 +150,15 @@ class StageRun:
             and region.name in found
             and (shard := found[region.name].shard) is not None
             and not shard_is_whole(array, region.box, shard)
-        ]
+        }
         if torn:
             log.warning(
                 "%s: %s: %d torn regions are done again", self.image.name, pass_name, len(torn)
             )
-            records.discard(torn)
+            self.drop(lambda one: one.pass_name == pass_name and one.region in torn)
+            found = {name: one for name, one in found.items() if name not in torn}
         boxes: dict[str, Box] = {
-            region.name: region.box
-            for region in chosen
-            if region.name not in found or region.name in torn
+            region.name: region.box for region in chosen if region.name not in found
         }
         if counts:
             self.done_before += len(chosen) - len(boxes)
@@ -162,7 +176,8 @@ class StageRun:
                 self._fail(pass_name, outcome.region, box, outcome.error)
                 if len(boxes) > 1:  # else the image's own line says it
                     self._log_failure(outcome.region, box, outcome.error)
-        found = records.read()
+            else:
+                found[outcome.region] = outcome.found
         missing = sorted(region.name for region in chosen if region.name not in found)
         if missing:
             self.lineage = fingerprint(self.lineage, pass_name, missing)

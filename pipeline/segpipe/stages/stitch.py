@@ -25,7 +25,7 @@ from segpipe.geometry import Lattice, Region
 from segpipe.records import Record, fingerprint, read_json, write_json
 from segpipe.seams import merge_seams
 from segpipe.stages.classes import label_classes
-from segpipe.stages.image import Image, Manifest, Progress, manifest_before, remove
+from segpipe.stages.image import Image, Manifest, Progress, manifests_before, remove
 from segpipe.stages.rounds import drop_objects, grow_regions, publish
 from segpipe.stages.seeds import (
     RUNS,
@@ -44,7 +44,8 @@ SEEDS = ("seeds.bin", "seeds.offsets", RUNS)
 
 def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """Write the label image (Y, X) uint32: ids 1..N in raster order of first pixels, or classes."""
-    run = StageRun(image, "stitch", engine, progress, manifest_before(image, "stitch"))
+    before = manifests_before(image, "stitch")["infer"]
+    run = StageRun(image, "stitch", engine, progress, before)
     lattice = image.label_lattice
     levels = range(len(image.label_grid.levels))
     labels = [image.zarr / LABEL_GROUP / str(level) for level in levels]
@@ -73,14 +74,13 @@ def _create(image: Image) -> None:
     create_labels(image.zarr, image.label_grid, pixel_size_um=size, classes=classes)
 
 
-def label_one(work: Pass, name: str) -> dict[str, Any]:
+def label_one(work: Pass, name: str) -> Record:
     """Pass 1 of one region."""
     image, region = work.image, work.lattice.named(name)
     foreground, interior = filled_probabilities(image, region.box)
     found = label_region(foreground, interior, region, work.lattice, image.decode)
     arrays = {"anchors": found.anchors, "runs": found.runs.pack()} | vars(found.seams)
-    work.records.add(name, None, arrays)
-    return {}
+    return work.records.add(name, None, arrays)
 
 
 # --- reduce ---------------------------------------------------------------------------------------
@@ -94,7 +94,8 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
     image = run.image
     path = image.work / "ids.json"
     records = run.records("components")
-    places = [found[one.name].payload["runs"] if one.name in found else None for one in lattice]
+    ordered = [found.get(region.name) for region in lattice]
+    places = [None if one is None else [one.file, one.offset] for one in ordered]
     key = [records.fingerprint, run.lineage, fingerprint(places)]
     index = read_json(path)
     if isinstance(index, dict) and index.get("key") == key and _is_whole(image, index):
@@ -122,7 +123,7 @@ def _reduce(run: StageRun, lattice: Lattice, found: dict[str, Record]) -> dict[s
             first_ids.append(band.last_id + 1)
 
     write_tables(image.work / "seeds", tables())
-    write_places(image.work / RUNS, places)
+    write_places(image.work / RUNS, ordered)
     index = {
         "key": key,
         "objects": first_ids[-1] - 1,

@@ -130,7 +130,7 @@ def closing_input() -> Iterator[None]:
         reader().close()
 
 
-def copy_region(work: Pass, name: str) -> dict[str, Any]:
+def copy_region(work: Pass, name: str) -> Record:
     """Read one region of the file, write its shard, count and sum up its intensities."""
     image, region = work.image, work.lattice.named(name)
     pixels = reader().slide(image).read(region.box)
@@ -139,8 +139,7 @@ def copy_region(work: Pass, name: str) -> dict[str, Any]:
     not_finite = int(np.count_nonzero(~np.isfinite(seen))) if seen.dtype.kind == "f" else 0
     counted = _counted(image)
     payload = _count(image, region.box, seen, percentiles.upper) if counted else {}
-    work.records.add(name, shard, payload | cell_payload(image, seen), not_finite=not_finite)
-    return {}
+    return work.records.add(name, shard, payload | cell_payload(image, seen), not_finite=not_finite)
 
 
 # --- normalisation --------------------------------------------------------------------------------
@@ -180,8 +179,8 @@ def _pack(histograms: Mapping[str, Histogram]) -> dict[str, Array]:
 def _total(records: Records, found: Iterable[Record], key: str) -> Histogram:
     def parts() -> Iterator[Histogram]:
         for record in found:
-            arrays = records.payload(record)
-            yield Histogram(arrays[f"{key}.keys"].astype(np.int64), arrays[f"{key}.counts"])
+            keys, counts = records.payload(record, [f"{key}.keys", f"{key}.counts"]).values()
+            yield Histogram(keys.astype(np.int64), counts)
 
     return Histogram.sum(parts())
 
@@ -247,7 +246,7 @@ def _percentile_ranges(
     return ranges
 
 
-def count_fine(work: Pass, name: str) -> dict[str, Any]:
+def count_fine(work: Pass, name: str) -> Record:
     """Second pass over floats: count the lower halves of the keys that matter."""
     image, region = work.image, work.lattice.named(name)
     seen = read_box(image.zarr / "0", region.box, image.layout.channels)
@@ -260,10 +259,9 @@ def count_fine(work: Pass, name: str) -> dict[str, Any]:
     for channel, wanted in enumerate(work.args):
         for place in range(len(wanted)):
             totals.setdefault(f"{channel}.{place}", [])
-    work.records.add(
+    return work.records.add(
         name, None, _pack({key: Histogram.sum(parts) for key, parts in totals.items()})
     )
-    return {}
 
 
 # --- pyramids -------------------------------------------------------------------------------------
@@ -291,15 +289,14 @@ def pyramid_level(
     return run.over(f"{run.stage}-level{level}", halve_region, lattice, args, array=target)
 
 
-def halve_region(work: Pass, name: str) -> dict[str, Any]:
+def halve_region(work: Pass, name: str) -> Record:
     """Write one shard of a pyramid level."""
     args, box = work.args, work.lattice.named(name).box
     above = args.array / str(args.level - 1)
     height, width = open_array(above).shape[-2:]
     fine = Box(2 * box.y0, 2 * box.x0, min(2 * box.y1, height), min(2 * box.x1, width))
     shard = write_shard(args.array / str(args.level), box, args.halve(read_box(above, fine)))
-    work.records.add(name, shard)
-    return {}
+    return work.records.add(name, shard)
 
 
 def ranges_of(manifest: Manifest) -> list[Range]:
