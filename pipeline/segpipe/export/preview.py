@@ -32,6 +32,9 @@ from segpipe.geometry import Box
 WIDTH, HEIGHT = 1600, 900
 """Pixels of the finished picture at most."""
 
+THUMBNAIL = (800, 450)
+"""Width and height of its small copy at most."""
+
 _MARGIN, _HEAD, _FOOT = 20, 74, 26  # pixels: around panels, title and facts, line under a panel
 _PANEL = (770, 770)  # two of them beside each other fill the picture
 _THIN = 16  # pixels: an overview is stretched to at least this
@@ -212,6 +215,24 @@ def write_png(path: Path, picture: Picture) -> None:
         Image.fromarray(picture).save(
             partial, format="PNG", compress_level=1
         )  # a fifth of the time
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_thumbnail(path: Path, picture: Picture) -> None:
+    """Write the panels of a finished picture, without what is written above them, as a small JPEG.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written.
+    """
+    small = Image.fromarray(picture[_HEAD - _MARGIN // 2 :])
+    small.thumbnail(THUMBNAIL, Image.Resampling.BOX)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        small.save(partial, format="JPEG", quality=80)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -20,14 +20,14 @@ from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, write_json
-from segpipe.settings import Settings, StitchSettings
+from segpipe.settings import Settings, StitchSettings, overrides
 from segpipe.slide import Plane
 from segpipe.store import Grid, disk_usage
 
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 1}
+VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 2}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
@@ -148,6 +148,11 @@ class Image:
     def preview(self) -> Path:
         """The picture."""
         return self.out / f"{self.name}.png"
+
+    @property
+    def thumbnail(self) -> Path:
+        """A small copy of the picture, for the report."""
+        return thumbnail_path(self.out, self.name)
 
     def array(self, stage: str) -> Path | None:
         """The array that a stage writes and others read."""
@@ -357,9 +362,31 @@ def intensity_range(low: float, high: float, top: float) -> tuple[float, float]:
     return low, high if high > low else top
 
 
+def image_facts(image: Image) -> dict[str, Any]:
+    """What run.json and the report tell of an image that could be opened."""
+    return {
+        "shape": list(image.layout.shape),
+        "dtype": image.layout.dtype,
+        "channels": [image.layout.channel_names[number] for number in image.layout.channels],
+        "pixel_size_um": image.layout.pixel_size_um,
+        "model": image.model.card.name,
+        "model_hash": image.model.hash,
+        "model_chosen": image.chosen,
+        "exact": image.model.exact,
+        "plan": vars(image.plan) | {"context": image.model.context},
+        "region": image.region,
+        "overrides": overrides(image.settings),
+    }
+
+
 def manifest_path(out: Path, name: str, stage: str) -> Path:
     """Where a stage's manifest of an image is written, last of all."""
     return out / "manifests" / f"{name}.{stage}.json"
+
+
+def thumbnail_path(out: Path, name: str) -> Path:
+    """Where the small copy of an image's picture is."""
+    return out / "manifests" / f"{name}.jpg"
 
 
 def array_path(out: Path, name: str, stage: str) -> Path | None:
