@@ -140,7 +140,7 @@ log_lines, log_none
 crossed
     Pixels where one object lies on both sides of a shifted line, in the mean.
 counts, pixels, means
-    Of the seam and of each shift: pixels that count; pixels looked at; what `counts` would be by the means
+    Of the seam and of each shift: pixels that count; pixels looked at; what `counts` would be by means
     of the pieces."""
 
 

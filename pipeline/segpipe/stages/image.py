@@ -458,6 +458,19 @@ def current_manifests(image: Image) -> dict[str, Manifest]:
     return current
 
 
+def manifest_chain(out: Path, name: str) -> dict[str, Manifest]:
+    """The manifests of an image, by stage, each made from the result of the one before; whatever the
+    input and the settings are now."""
+    found: dict[str, Manifest] = {}
+    token = None
+    for stage in STAGES:
+        manifest = Manifest.read(manifest_path(out, name, stage))
+        if manifest is None or manifest.before != token:
+            break
+        found[stage], token = manifest, manifest.token
+    return found
+
+
 def forget(out: Path, name: str, stages: Sequence[str], *, records: bool = True) -> None:
     """Remove what says that these stages of an image are done; their arrays are then made anew."""
     for stage in stages:
