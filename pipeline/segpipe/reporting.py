@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,12 @@ def _thumbnail(out: Path, name: str, budget: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data else ""
 
 
-def _smaller(data: bytes, budget: int, sizes: Sequence[tuple[int, int]] = _SIZES) -> bytes:
+def _smaller(data: bytes, budget: int) -> bytes:
     """A picture as the largest JPEG that the budget allows; empty where none does."""
-    for width, quality in sizes:
+    widest = _SIZES[0][0]
+    for width, quality in _SIZES:
+        if len(data) * (width / widest) ** 2 > 2 * budget and width > _SIZES[-1][0]:
+            continue  # not tried: of a thousand pictures that alone would take a minute
         with Image.open(io.BytesIO(data)) as picture:
             picture.draft("RGB", (width, width))  # decodes a JPEG at a fraction of its size
             small = picture.convert("RGB")

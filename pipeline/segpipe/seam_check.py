@@ -463,8 +463,10 @@ def _least_cut(kinds: Array, level: float) -> float | None:
         if sums["crossed"] == 0:
             return None
         figure = _line_figure(name, sums, level)
-        if name == "edges" or not math.isinf(figure.least):
+        if not math.isinf(figure.least):
             needed.append(figure.least * float(sums["expected"]) / float(sums["crossed"]))
+        elif name == "edges":
+            return math.inf
     return max(needed)
 
 

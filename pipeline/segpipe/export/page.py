@@ -35,7 +35,11 @@ details.slide { border: 1px solid var(--line); border-radius: 8px; margin: .5em 
 details.slide > summary { cursor: pointer; padding: .5em .8em; overflow-wrap: anywhere }
 details.slide > div { padding: 0 1em 1em }
 .side { display: flex; flex-wrap: wrap; gap: 1.5em; align-items: flex-start }
-.side > * { min-width: 0 } img { max-width: 100%; height: auto; border-radius: 4px }
+.side > * { min-width: 0 } .side > .picture { flex: 1 1 26em; max-width: 38em }
+.side > .facts { flex: 1 1 24em } .facts td { overflow-wrap: anywhere }
+.charts > div { flex: 1 1 460px }
+.facts th { font-weight: 500; color: var(--pale); white-space: nowrap }
+img { max-width: 100%; height: auto; border-radius: 4px }
 pre { background: var(--panel); padding: .8em; white-space: pre-wrap; overflow-wrap: anywhere;
  border-radius: 6px; margin: .3em 0; font-size: 13px }
 td.error { overflow-wrap: anywhere } input { font: inherit; padding: .25em .6em; width: 18em }

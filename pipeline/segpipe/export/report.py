@@ -21,6 +21,7 @@ from segpipe.sizes import quantile
 STAGES = ("tile", "infer", "stitch", "measure")
 OPEN = 4
 """Slides at most whose details are open from the start."""
+_FILES = {".png": "picture", ".parquet": "table", ".ome.zarr": "image and labels (OME-Zarr)"}
 NAMED_REGIONS = 50
 """Failed regions of one slide that are told; run.json tells all."""
 
@@ -248,7 +249,7 @@ def _details(place: int, slide: Slide, opened: bool) -> str:
 <span class="{_text(slide.status)}">{_text(slide.status)}</span>{count}</summary><div id="s{place}">
 {_failures(entry)}{_warnings(entry)}
 <div class="side">{_picture(slide)}{_facts(slide)}</div>
-<div class="side"><div>{_sizes(slide)}</div><div>{_seams(slide)}</div></div>
+<div class="side charts"><div>{_sizes(slide)}</div><div>{_seams(slide)}</div></div>
 {_timings(slide)}
 {_repeat(slide)}</div></details>"""
 
@@ -258,7 +259,8 @@ def _picture(slide: Slide) -> str:
         return ""
     image = f'<img alt="the slide with its objects" decoding="async" src="{slide.thumbnail}">'
     png = f"{slide.name}.png"
-    return f'<a href="{_link(png)}">{image}</a>' if png in slide.files else f"<div>{image}</div>"
+    linked = f'<a href="{_link(png)}">{image}</a>' if png in slide.files else image
+    return f'<div class="picture">{linked}</div>'
 
 
 def _facts(slide: Slide) -> str:
@@ -286,11 +288,16 @@ def _facts(slide: Slide) -> str:
         why = f", chosen: {entry['model_chosen']}" if entry.get("model_chosen") else ""
         exact = "" if entry.get("exact", True) else ", not exact by its nature"
         facts.append(("model", _text(f"{entry['model']}{exact}{why}")))
-    links = ", ".join(f'<a href="{_link(file)}">{_text(file)}</a>' for file in slide.files)
+    links = ", ".join(
+        f'<a href="{_link(file)}">{kind}</a>'
+        for suffix, kind in _FILES.items()
+        for file in slide.files
+        if file == f"{slide.name}{suffix}"
+    )
     if links:
-        facts.append(("files", f"<bdi>{links}</bdi>"))
+        facts.append(("results", links))
     rows = "".join(f'<tr><th scope="row">{key}</th><td>{value}</td></tr>' for key, value in facts)
-    return f"<table>{rows}</table>"
+    return f'<div class="facts"><table>{rows}</table></div>'
 
 
 def _failures(entry: Mapping[str, Any]) -> str:
@@ -387,8 +394,8 @@ def _seam_words(check: Mapping[str, Any]) -> str:
             f"a share of {p:.1g} of slides. Look at the figures, and at the slide.</p>"
         )
     return (
-        f"<p>Beside seams objects are as elsewhere: chance alone gives more conspicuous figures in "
-        f"{min(p, 1):.0%} of slides.{power}</p>"
+        f"<p>Beside seams objects are as elsewhere: chance alone gives as conspicuous figures in "
+        f"up to {p:.0%} of slides.{power}</p>"
     )
 
 

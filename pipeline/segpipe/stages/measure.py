@@ -93,8 +93,8 @@ def seam_lattices_of(image: Image) -> list[seam_check.SeamLattice]:
     """The lattices on which seams could be: what the network saw at once, and units of work."""
     cells = {
         "tiles": image.tiles.core_shape,
+        "regions": image.label_grid.shard,
         "regions of infer": image.grid.shard,
-        "regions of stitch": image.label_grid.shard,
     }
     return seam_check.seam_lattices(image.layout.plane, cells, image.plan.stride)
 
