@@ -68,6 +68,12 @@ class Slide:
         return None if self.shape is None else self.shape[0] * self.shape[1] / 1e6
 
     @property
+    def worked_megapixels(self) -> float | None:
+        """What the stages worked on, where that is another resolution."""
+        shape = self.entry.get("working_shape")
+        return shape[1] * shape[2] / 1e6 if shape else self.megapixels
+
+    @property
     def density(self) -> tuple[float, str] | None:
         """Objects per area, and its unit."""
         objects, megapixels = self.entry.get("objects"), self.megapixels
@@ -183,7 +189,8 @@ def _row(place: int, slide: Slide) -> str:
     entry = slide.entry
     verdict = str(slide.seams.get("verdict", ""))
     warned = len(entry.get("warnings") or ())
-    speed = slide.megapixels / slide.seconds if slide.megapixels and slide.seconds else None
+    worked = slide.worked_megapixels
+    speed = worked / slide.seconds if worked and slide.seconds else None
     name = _text(slide.name)
     return "".join(
         (
@@ -275,6 +282,8 @@ def _facts(slide: Slide) -> str:
             height, width = (side * size / 1000 for side in slide.shape)
             facts[-1] = ("size", f"{facts[-1][1]}, {height:.3g} x {width:.3g} mm")
         facts.append(("pixel size", f"{size:.4g} um" if size else "not known"))
+    if entry.get("scale", 1.0) != 1.0:
+        facts.append(("worked on at", f"{entry['scale']:.4g} px a side to one"))
     if slide.density:
         facts.append(("density", f"{_short(slide.density[0])} {slide.density[1]}"))
     if slide.diameter:
@@ -404,7 +413,7 @@ def _timings(slide: Slide) -> str:
     peaks = slide.entry.get("peak_memory_bytes") or {}
     rows = "".join(
         f'<tr><td>{stage}</td><td class="number">{seconds[stage]:,.1f}</td>'
-        f'<td class="number">{_speed(slide.megapixels, seconds[stage])}</td>'
+        f'<td class="number">{_speed(slide.worked_megapixels, seconds[stage])}</td>'
         f'<td class="number">{_bytes_text(peaks.get(stage, 0))}</td></tr>'
         for stage in STAGES
         if stage in seconds
