@@ -269,6 +269,16 @@ def test_what_another_run_has_begun_is_not_called_done(tmp_path):
     assert rows_of((out / "report.html").read_text()) == [("a", "unfinished")]
 
 
+def test_a_slide_that_cannot_be_read_any_more_has_failed(tmp_path):
+    image = nuclei(tmp_path / "a.tif", (100, 120))
+    out = tmp_path / "out"
+    assert run(image, out).exit_code == 0
+    image.write_bytes(b"II*\x00")
+    assert run(image, out).exit_code == 1
+    text = (out / "report.html").read_text()
+    assert rows_of(text) == [("a", "failed")] and "is damaged" in text
+
+
 def test_a_folder_without_results_is_named(tmp_path):
     done = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert done.exit_code == 2 and "holds no results of segpipe" in done.output

@@ -44,12 +44,12 @@ def write_report(out: Path) -> Path:
         raise SettingsError(f"{out} holds no results of segpipe")
     names = sorted(known.keys() | entries.keys())
     budget = BUDGET_BYTES // len(names)
-    found = [_slide(out, name, known.get(name), entries.get(name), budget) for name in names]
-    slides = by_need([slide for slide in found if slide is not None])
     path = out / REPORT
-    run = read_json(out / "run.json")
-    text = report_page(out.resolve().name, slides, run if isinstance(run, dict) else {})
-    with locked(out / "manifests" / ".report", REPORT, wait=True):
+    with locked(out / "manifests" / ".report", REPORT, wait=True):  # the last one knows most
+        found = [_slide(out, name, known.get(name), entries.get(name), budget) for name in names]
+        slides = by_need([slide for slide in found if slide is not None])
+        run = read_json(out / "run.json")
+        text = report_page(out.resolve().name, slides, run if isinstance(run, dict) else {})
         write_text(path, text, durable=False)  # lost: `segpipe report` writes it again
     return path
 
@@ -95,8 +95,10 @@ def _told(
         "made_by": list(facts.get("infer", {}).get("made_by", ())),
         "tiles": facts.get("infer", {}).get("tiles"),
         "tiles_skipped": facts.get("infer", {}).get("tiles_skipped"),
+        "tiles_skipped_because": facts.get("infer", {}).get("tiles_skipped_because"),
     }
-    if last is not None:
+    lost = told["status"] == "failed" and not (entry or {}).get("failed_regions")
+    if last is not None and not lost:  # lost: its file cannot be read now
         told["status"] = "failed" if regions else "done"
         told["error"] = told["error"] or "regions failed" if regions else None
     return told
@@ -104,7 +106,7 @@ def _told(
 
 def _command(entry: Mapping[str, Any]) -> str:
     """The command line that makes the result again, elsewhere too."""
-    if "plan" not in entry:
+    if "overrides" not in entry:
         return ""
     plan = entry["plan"]
     chosen = {

@@ -292,7 +292,10 @@ def _facts(slide: Slide) -> str:
         facts.append(("covered by objects", f"{slide.covered:.1%}"))
     if slide.occupied is not None:
         tiles, skipped = entry["tiles"], entry.get("tiles_skipped") or 0
-        facts.append(("occupied", f"{slide.occupied:.0%}: {skipped:,} of {tiles:,} tiles skipped"))
+        why = entry.get("tiles_skipped_because") or {}
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in why.items() if count)
+        told = f"{slide.occupied:.0%}: {skipped:,} of {tiles:,} tiles skipped"
+        facts.append(("occupied", _text(told + (f" ({kinds})" if kinds else ""))))
     if entry.get("model"):
         why = f", chosen: {entry['model_chosen']}" if entry.get("model_chosen") else ""
         exact = "" if entry.get("exact", True) else ", not exact by its nature"
@@ -449,7 +452,9 @@ def _last_run(run: Mapping[str, Any]) -> str:
     if not run:
         return "<p class=pale>There is no run.json.</p>"
     versions = {"segpipe": run.get("segpipe"), "python": run.get("python")}
-    told = ", ".join(f"{key} {value}" for key, value in (versions | run["libraries"]).items())
+    told = ", ".join(
+        f"{key} {value}" for key, value in (versions | run.get("libraries", {})).items()
+    )
     settings = json.dumps(run.get("settings"), indent=1, ensure_ascii=False)
     return (
         f"<p>{_text(told)}; {_text(run.get('platform', ''))}</p>"
