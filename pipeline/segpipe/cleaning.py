@@ -10,7 +10,7 @@ from pathlib import Path
 from segpipe.errors import SettingsError
 from segpipe.inputs import Input, known_inputs
 from segpipe.records import locked
-from segpipe.stages.image import STAGES, Manifest, work_folder
+from segpipe.stages.image import STAGES, manifest_chain, work_folder
 
 
 def find_images(out: Path) -> list[Input]:
@@ -44,10 +44,5 @@ def clean(out: Path) -> list[str]:
 
 def _is_finished(out: Path, name: str) -> bool:
     """Whether all four stages are done, each from the result of the one before."""
-    token = None
-    for stage in STAGES:
-        manifest = Manifest.read(out / "manifests" / f"{name}.{stage}.json")
-        if manifest is None or manifest.failed or manifest.before != token:
-            return False
-        token = manifest.token
-    return True
+    chain = manifest_chain(out, name)
+    return len(chain) == len(STAGES) and not any(manifest.failed for manifest in chain.values())

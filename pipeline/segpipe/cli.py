@@ -12,6 +12,7 @@ import click
 
 from segpipe import __version__
 from segpipe.cli_models import models
+from segpipe.cli_report import report
 from segpipe.errors import SegpipeError, SettingsError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def main() -> None:
 
 
 main.add_command(models)
+main.add_command(report)
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,7 +116,8 @@ def predict(**options: Any) -> None:
     OUT/<name>.ome.zarr   the image, and labels/instances with its pyramid (OME-Zarr 0.5)
     OUT/<name>.parquet    one row per object
     OUT/<name>.png        what to look at first
-    OUT/run.json          what was done, and what failed
+    OUT/report.html       all of it on a page: counts, sizes, seam check, times, failures
+    OUT/run.json          the same for machines
 
     A run that was interrupted goes on where it stopped; a finished one is not done again.
     Exit code 0: all done. 1: an input failed and is named. 2: wrong usage, nothing was started.

@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from segpipe.backlog import Backlog
 from segpipe.errors import ModelError, SegpipeError, SettingsError, Stopped
+from segpipe.machine import peak_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Outcome:
     region: str
     found: Any
     error: str | None
+    peak_bytes: int = 0
+    """Most memory that the process which did it ever had; 0: not known."""
 
 
 class Engine(Protocol):
@@ -103,7 +106,7 @@ class SerialEngine:
 def try_once(task: Task, job: Any, region: str) -> Outcome:
     """What becomes of one region in one try; what is no bad data is raised."""
     try:
-        return Outcome(region, task(job, region), None)
+        return Outcome(region, task(job, region), None, peak_memory_bytes())
     except FATAL:
         raise
     except BAD_DATA as caught:  # a bug keeps its traceback

@@ -33,6 +33,7 @@ from segpipe.stages.image import (
     Manifest,
     array_path,
     has_array,
+    manifest_chain,
     manifest_path,
 )
 
@@ -180,14 +181,7 @@ class _Truth:
     @cached_property
     def chain(self) -> dict[str, Manifest]:
         """Manifests up to the last that was made from the one before it."""
-        found: dict[str, Manifest] = {}
-        token = None
-        for stage in STAGES:
-            manifest = Manifest.read(manifest_path(self.out, self.name, stage))
-            if manifest is None or manifest.before != token:
-                break
-            found[stage], token = manifest, manifest.token
-        return found
+        return manifest_chain(self.out, self.name)
 
     def bears_out(self, told: JobImage, stage: str) -> bool:
         """Whether what a job's manifest says of the image still holds."""

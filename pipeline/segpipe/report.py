@@ -14,7 +14,7 @@ from segpipe import __version__
 from segpipe.records import locked, read_json, write_json
 from segpipe.results import ImageResult
 from segpipe.settings import Settings
-from segpipe.stages.image import Image
+from segpipe.stages.image import Image, image_facts
 
 LIBRARIES = ("torch", "openvino", "numpy", "scipy", "numba", "zarr", "tifffile", "dask")
 """Of which the versions are told: dependencies of every installation, or left out where lacking."""
@@ -89,19 +89,12 @@ def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
         "failed_regions": result.failed_regions,
         "warnings": result.warnings,
         "seconds": result.seconds,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "seam_check": result.seam_check,
+        "sizes": result.sizes,
     }
     if image is not None:
-        entry |= {
-            "shape": list(image.layout.shape),
-            "dtype": image.layout.dtype,
-            "channels": [image.layout.channel_names[number] for number in image.layout.channels],
-            "pixel_size_um": image.layout.pixel_size_um,
-            "model": image.model.card.name,
-            "model_hash": image.model.hash,
-            "model_chosen": image.chosen,
-            "exact": image.model.exact,
-            "plan": vars(image.plan) | {"context": image.model.context},
-        }
+        entry |= image_facts(image)
     return entry
 
 

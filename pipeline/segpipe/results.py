@@ -33,6 +33,10 @@ class ImageResult:
     failed_regions: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
+    """By stage: of its largest process, since that began."""
+    seam_check: dict[str, Any] | None = None
+    sizes: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ def result_of(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
         if STAGES.index(stage) > STAGES.index(stages[-1]):
             break
         result.seconds[stage] = round(manifest.seconds, 3)
+        if "peak_memory_bytes" in manifest.facts:
+            result.peak_memory_bytes[stage] = manifest.facts["peak_memory_bytes"]
         result.failed_regions += [{"stage": stage} | dict(entry) for entry in manifest.failed]
         result.warnings += manifest.facts.get("warnings", [])
         if "tiles" in manifest.facts:
@@ -68,6 +74,8 @@ def result_of(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
             result.tiles_skipped = manifest.facts["tiles_skipped"]
         if "objects" in manifest.facts:
             result.objects = manifest.facts["objects"]
+        result.seam_check = manifest.facts.get("seam_check")
+        result.sizes = manifest.facts.get("sizes")
     if result.failed_regions:
         result.status = "failed"
         first = result.failed_regions[0]

@@ -22,6 +22,7 @@ from segpipe.prepare import Prepared, prepare, writable_folder
 from segpipe.progress import ProgressBar
 from segpipe.records import locked
 from segpipe.report import bytes_text, entry_of, write_run_json
+from segpipe.reporting import write_report
 from segpipe.results import ImageResult, RunResult, conclude, counted, result_of
 from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE
@@ -91,6 +92,7 @@ def predict(
     results.sort(key=lambda result: result.name)
     result = RunResult(results, folder, time.perf_counter() - started)
     write_run_json(folder, _entries(results, prepared), settings, result.seconds)
+    write_report(folder)
     if busy or result.failed:
         conclude(result)
     return result

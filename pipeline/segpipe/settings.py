@@ -213,6 +213,17 @@ class Settings(_Section):
         return self
 
 
+def overrides(settings: Settings) -> dict[str, Any]:
+    """The settings that differ from the defaults, by their dotted names: what `-s` would say."""
+    chosen, usual = settings.model_dump(mode="json"), Settings().model_dump(mode="json")
+    return {
+        f"{section}.{key}": value
+        for section, keys in chosen.items()
+        for key, value in keys.items()
+        if value != usual[section][key]
+    }
+
+
 class Project(Settings):
     """A project's YAML: what to work on at the top, beside the sections of the settings; frozen."""
 

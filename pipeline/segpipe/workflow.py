@@ -23,6 +23,7 @@ from segpipe.models.modelfile import find_model, is_model_name
 from segpipe.prepare import begin, model_hashes, stage_digests, writable_folder
 from segpipe.records import fingerprint, write_json, write_text
 from segpipe.report import read_entries, write_run_json
+from segpipe.reporting import write_report
 from segpipe.results import counted, log_failed
 from segpipe.settings import AUTO, Project, Settings, parse_project
 from segpipe.stages.image import STAGES, settings_of
@@ -218,6 +219,7 @@ def check(project: Project, manifest: Path) -> int:
                     path.unlink()
     failed = sorted(name for name, entry in entries.items() if entry["status"] == "failed")
     write_run_json(out, entries, project.settings, None)
+    write_report(out)
     for name in failed:
         log.error("%s", entries[name]["error"])
     objects = sum(entry["objects"] or 0 for name, entry in entries.items() if name not in failed)

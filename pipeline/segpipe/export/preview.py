@@ -15,9 +15,11 @@ Pure drawing on arrays; whoever calls it reads them. `Plan` says what to read, `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,9 @@ from segpipe.geometry import Box
 
 WIDTH, HEIGHT = 1600, 900
 """Pixels of the finished picture at most."""
+
+THUMBNAIL = (800, 450)
+"""Width and height of its small copy at most."""
 
 _MARGIN, _HEAD, _FOOT = 20, 74, 26  # pixels: around panels, title and facts, line under a panel
 _PANEL = (770, 770)  # two of them beside each other fill the picture
@@ -210,6 +215,24 @@ def _drawing_on(canvas: Picture, box: Box) -> Iterator[ImageDraw.ImageDraw]:
     part = Image.fromarray(canvas[box.slices])
     yield ImageDraw.Draw(part, "RGBA")
     canvas[box.slices] = np.asarray(part)
+
+
+def write_thumbnail(path: Path, picture: Picture) -> None:
+    """Write the panels of a finished picture, without what is written above them, as a small JPEG.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written.
+    """
+    small = Image.fromarray(picture[_HEAD - _MARGIN // 2 :])
+    small.thumbnail(THUMBNAIL, Image.Resampling.BOX)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        small.save(partial, format="JPEG", quality=80)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _at(y: int, x: int, panel: Picture) -> Box:

@@ -20,14 +20,14 @@ from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, json_text
-from segpipe.settings import Settings, StitchSettings
+from segpipe.settings import Settings, StitchSettings, overrides
 from segpipe.slide import Plane
 from segpipe.store import LABEL_GROUP, Grid, disk_usage
 
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 1}
+VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 2}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
@@ -157,6 +157,11 @@ class Image:
     def preview(self) -> Path:
         """The picture."""
         return self.out / f"{self.name}.png"
+
+    @property
+    def thumbnail(self) -> Path:
+        """A small copy of the picture, for the report."""
+        return thumbnail_path(self.out, self.name)
 
     def array(self, stage: str) -> Path | None:
         """The array that a stage writes and others read."""
@@ -367,9 +372,31 @@ def intensity_range(low: float, high: float, top: float) -> tuple[float, float]:
     return low, high if high > low else top
 
 
+def image_facts(image: Image) -> dict[str, Any]:
+    """What run.json and the report tell of an image that could be opened."""
+    return {
+        "shape": list(image.layout.shape),
+        "dtype": image.layout.dtype,
+        "channels": [image.layout.channel_names[number] for number in image.layout.channels],
+        "pixel_size_um": image.layout.pixel_size_um,
+        "model": image.model.card.name,
+        "model_hash": image.model.hash,
+        "model_chosen": image.chosen,
+        "exact": image.model.exact,
+        "plan": vars(image.plan) | {"context": image.model.context},
+        "region": image.region,
+        "overrides": overrides(image.settings),
+    }
+
+
 def manifest_path(out: Path, name: str, stage: str) -> Path:
     """Where a stage's manifest of an image is written, last of all."""
     return out / f"manifests/{name}.{stage}.json"
+
+
+def thumbnail_path(out: Path, name: str) -> Path:
+    """Where the small copy of an image's picture is."""
+    return out / "manifests" / f"{name}.jpg"
 
 
 def array_path(out: Path, name: str, stage: str) -> Path | None:
@@ -435,6 +462,19 @@ def current_manifests(image: Image) -> dict[str, Manifest]:
             break
         current[stage] = before = manifest
     return current
+
+
+def manifest_chain(out: Path, name: str) -> dict[str, Manifest]:
+    """The manifests of an image, by stage, each made from the result of the one before; whatever the
+    input and the settings are now."""
+    found: dict[str, Manifest] = {}
+    token = None
+    for stage in STAGES:
+        manifest = Manifest.read(manifest_path(out, name, stage))
+        if manifest is None or manifest.before != token:
+            break
+        found[stage], token = manifest, manifest.token
+    return found
 
 
 def forget(out: Path, name: str, stages: Sequence[str], *, records: bool = True) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from segpipe import seam_check
 from segpipe.compute import Engine
 from segpipe.errors import SegpipeError
 from segpipe.export import parquet, preview
@@ -17,16 +20,33 @@ from segpipe.export.png import write_png
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
+from segpipe.sizes import SizeHistogram
 from segpipe.slide import THE_PLANE
 from segpipe.stages.classes import certainty_in
-from segpipe.stages.image import Image, Manifest, Progress, manifests_before
+from segpipe.stages.image import Image, Manifest, Progress, image_facts, manifests_before
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of
 from segpipe.store import LABEL_GROUP, halve_nearest, read_box
 
+log = logging.getLogger(__name__)
+
 Array = np.ndarray[Any, np.dtype[Any]]
 NEIGHBOURHOOD = 256
 """Pixels a side of the squares in which objects are counted to find the preview's detail."""
+
+
+@dataclass
+class Told:
+    """What the manifest tells of all objects, added up while the table is written."""
+
+    distances: seam_check.ObjectDistances
+    sizes: SizeHistogram = field(default_factory=SizeHistogram)
+
+    def add(self, rows: Array, columns: Mapping[str, Array]) -> None:
+        """Add objects, by their sums and by their columns in the table."""
+        area = rows["area"].astype(np.float64)
+        self.distances.add(rows["sum_y"] / area, rows["sum_x"] / area, area)
+        self.sizes.add(columns["area_px"])
 
 
 def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
@@ -39,28 +59,73 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     found = run.over("sums", sum_one, lattice, counts=True)
     for level in range(1, len(image.label_grid.levels)):
         pyramid_level(run, image.zarr / LABEL_GROUP, level, halve_nearest)
-    busiest = _write_table(run, lattice, found, before)
+    sums = Told(seam_check.ObjectDistances(seam_lattices_of(image)))
+    busiest = _write_table(run, lattice, found, before, sums)
     if image.settings.measure.preview:
         _write_preview(image, told["tile"], before, busiest)
-    return run.finish({"objects": before.facts["objects"]})
+    return run.finish(
+        {
+            "objects": before.facts["objects"],
+            "seam_check": _check_seams(run, lattice, found, sums.distances).to_json(),
+            "sizes": sums.sizes.to_json(),
+            "image": image_facts(image),
+        }
+    )
 
 
 def sum_one(work: Pass, name: str) -> Record:
     """Sums over the objects' pixels in one region."""
     box = work.lattice.named(name).box
-    rows = sum_region(read_box(work.image.labels, box), certainty_in(work.image, box), box)
-    return work.records.add(name, None, {"rows": rows})
+    at = box.grow(seam_check.MARGIN).intersect(Box(0, 0, *work.image.layout.plane))
+    window = read_box(work.image.labels, at)
+    rows = sum_region(window[box.within(at).slices], certainty_in(work.image, box), box)
+    seams = seam_check.line_sums(window, at, box, seam_lattices_of(work.image))
+    return work.records.add(name, None, {"rows": rows, "seams": seams})
+
+
+def seam_lattices_of(image: Image) -> list[seam_check.SeamLattice]:
+    """The lattices on which seams could be: what the network saw at once, and units of work."""
+    cells = {
+        "tiles": image.tiles.core_shape,
+        "regions": image.label_grid.shard,
+        "regions of infer": image.grid.shard,
+    }
+    return seam_check.seam_lattices(image.layout.plane, cells, image.plan.stride)
+
+
+def _check_seams(
+    run: StageRun,
+    lattice: Lattice,
+    found: dict[str, Record],
+    distances: seam_check.ObjectDistances,
+) -> seam_check.SeamCheck:
+    """The verdict, and a warning where seams show."""
+    records = run.records("sums")
+    sums = seam_check.add_sums(
+        records.payload(found[one.name], ["seams"])["seams"] for one in lattice if one.name in found
+    )
+    check = seam_check.check_seams(distances.lattices, sums, distances)
+    if check.verdict == seam_check.SUSPICIOUS:
+        log.warning("%s: seams show in the result: %s", run.image.name, check.loudest())
+    return check
 
 
 def _write_table(
-    run: StageRun, lattice: Lattice, found: dict[str, Record], before: Manifest
+    run: StageRun, lattice: Lattice, found: dict[str, Record], before: Manifest, told: Told
 ) -> tuple[int, int]:
-    """Write the table band by band; the pixel (y, x) around which there are most objects."""
+    """Write the table band by band; the pixel (y, x) around which there are most objects.
+
+    Adds the objects to `told`.
+    """
     image, records = run.image, run.records("sums")
 
     def rows_of(row: int) -> Iterator[Array]:
         regions = (lattice[row, column] for column in range(lattice.count[1]))
-        return (records.payload(found[one.name])["rows"] for one in regions if one.name in found)
+        return (
+            records.payload(found[one.name], ["rows"])["rows"]
+            for one in regions
+            if one.name in found
+        )
 
     first_ids: Sequence[int] = before.facts["first_ids"]
     bands = bands_of_rows(
@@ -74,6 +139,7 @@ def _write_table(
             columns = instance_columns(rows, image.layout.plane, image.layout.pixel_size_um)
             writer.write(columns)
             written += len(rows)
+            told.add(rows, columns)
             y, x = (columns[key].astype(np.int64) for key in ("centroid_y_px", "centroid_x_px"))
             np.add.at(density, (y // NEIGHBOURHOOD, x // NEIGHBOURHOOD), 1)
     if written != before.facts["objects"] and not (run.failed or before.failed):
@@ -147,3 +213,4 @@ def _write_preview(
     detail = overview if level == 0 and part == whole else view(0, part)
     picture = preview.compose(overview, detail, caption)
     write_png(image.preview, picture)
+    preview.write_thumbnail(image.thumbnail, picture)

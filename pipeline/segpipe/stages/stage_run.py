@@ -10,9 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from segpipe import __version__
 from segpipe.compute import Engine, Task
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
+from segpipe.machine import peak_memory_bytes
 from segpipe.records import FORMAT, Record, Records, drop_records, fingerprint, read_records
 from segpipe.stages.image import (
     STAGES,
@@ -59,6 +61,7 @@ class StageRun:
     """What failed in the passes so far: later ones saw it absent, and are done again once mended."""
     done_now: int = 0
     done_before: int = 0
+    peak_bytes: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     @cached_property
@@ -167,6 +170,7 @@ class StageRun:
         job = Pass(self.image, records, lattice, args)
         for outcome in self.engine.run(task, job, list(boxes), on_gpu=on_gpu):
             box = boxes[outcome.region]
+            self.peak_bytes = max(self.peak_bytes, outcome.peak_bytes)
             if counts:
                 self.done_now += 1
                 self.progress.advance(self.image.name, self.stage, box.area)
@@ -215,6 +219,8 @@ class StageRun:
         more: dict[str, Any] = {
             "regions_done": self.done_now,
             "regions_done_before": self.done_before,
+            "peak_memory_bytes": max(self.peak_bytes, peak_memory_bytes()),
+            "segpipe": __version__,
             "settings": self.image.digests.get(self.stage),
             "source": self.image.layout.source_fingerprint,
         }
