@@ -29,7 +29,7 @@ def columns(count: int, seed: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("counts", [(0,), (1,), (9, 0, 17), (1000, 3)])
 def test_what_is_read_is_what_was_written(counts, tmp_path):
     batches = [columns(count, seed) for seed, count in enumerate(counts)]
-    with TableWriter(tmp_path / "t.parquet", {"unit": "px"}) as writer:
+    with TableWriter(tmp_path / "t.parquet", {"unit": "px"}, {"id": "what it is"}) as writer:
         for batch in batches:
             writer.write(batch)
     table = pq.read_table(tmp_path / "t.parquet")
@@ -42,10 +42,10 @@ def test_what_is_read_is_what_was_written(counts, tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_table(tmp_path):
     path = tmp_path / "t.parquet"
-    with TableWriter(path, {}) as writer:
+    with TableWriter(path, {}, {}) as writer:
         writer.write(columns(5, 0))
     before = path.read_bytes()
-    with pytest.raises(KeyError), TableWriter(path, {}) as writer:
+    with pytest.raises(KeyError), TableWriter(path, {}, {}) as writer:
         writer.write(columns(9, 1))
         raise KeyError
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -57,7 +57,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from segpipe.export.parquet import TableWriter
-with TableWriter(Path({str(tmp_path)!r}) / "t.parquet", {{}}) as writer:
+with TableWriter(Path({str(tmp_path)!r}) / "t.parquet", {{}}, {{}}) as writer:
     writer.write({{"a": np.array([1, np.nan]), "b": np.array([True, False])}})
 sys.exit("pandas" in sys.modules)
 """

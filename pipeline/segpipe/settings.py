@@ -20,6 +20,8 @@ from segpipe.errors import SettingsError
 Share = Annotated[float, Field(ge=0, le=1)]
 FromZero = Annotated[int, Field(ge=0)]
 AUTO = "auto"
+Feature = Literal["shape", "intensity", "neighbours"]
+FEATURES: tuple[Feature, ...] = ("shape", "intensity", "neighbours")
 
 
 def _as_names(value: Any) -> Any:
@@ -28,6 +30,13 @@ def _as_names(value: Any) -> Any:
     if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in several):
         raise ValueError("should be names or numbers of channels")
     return tuple(str(one) for one in several)
+
+
+def _as_features(value: Any) -> Any:
+    """One feature or several: each once, in the order of the table."""
+    several = value if isinstance(value, list | tuple) else [value]
+    known = [one for one in FEATURES if one in several]
+    return (*known, *(one for one in several if one not in FEATURES))
 
 
 def _as_paths(value: Any) -> Any:
@@ -169,6 +178,9 @@ class MeasureSettings(_Section):
     """What is measured and drawn."""
 
     preview: bool = Field(True, description="write a preview picture")
+    features: Annotated[tuple[Feature, ...], BeforeValidator(_as_features)] = Field(
+        FEATURES, description="columns of the table besides place, area and probability"
+    )
 
 
 class EngineSettings(_Section):

@@ -111,7 +111,7 @@ def setting_line(key: str, value: Any, comment: str) -> str:
     >>> setting_line("interior", [0.7, 0.5], "thresholds")
     'interior: [0.7, 0.5]            # thresholds'
     """
-    return f"{f'{key}: {value_text(value)}':<{_COMMENT_COLUMN}}# {comment}"
+    return f"{f'{key}: {value_text(value)}':<{_COMMENT_COLUMN - 1}} # {comment}"
 
 
 def value_text(value: Any) -> str:
@@ -194,10 +194,17 @@ def _bounds(schema: Mapping[str, Any]) -> str:
     )
 
 
+def _columns_markdown() -> str:
+    from segpipe.columns import columns_markdown  # numba
+
+    return columns_markdown()
+
+
 WRITTEN = {
     "configs/schema.json": schema_json,
     "configs/default.yaml": default_yaml,
     "docs/settings.md": settings_markdown,
+    "docs/columns.md": _columns_markdown,
 }
 """Files of the repository, and who gives their text."""
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/scale.py --gigapixels 0.25 1 4 16 --folder FOLDER
 
 Wanted: memory that does not grow with the image, at most 3 GB a process, and a constant cost per pixel.
-The probabilities repeat one field of 4096 x 4096 pixels, whose shards are linked and not copied, so
-that 16 gigapixels fit a small disk; all that is written (runs, labels, tables) is real. Memory is
+Image and probabilities repeat one field of 4096 x 4096 pixels, whose shards are linked and not copied,
+so that 16 gigapixels fit a small disk; all that is written (runs, labels, tables) is real. Memory is
 the resident set without the pages of files, sampled every fifth of a second, each stage in processes
 of its own. CPU seconds are those of all processes of the stage, start included.
 """
@@ -70,19 +70,22 @@ def make(folder: Path, gigapixels: float, empty: float = 0.1) -> None:
     )  # fmt: skip
     create_array(image.probabilities, (2,), image.grid, np.dtype(np.uint8))
     probabilities = made_probabilities(7, empty)
+    noise = np.random.default_rng(7).normal(0, 60, (1, PERIOD, PERIOD))
+    pixels = (400 + 8.0 * probabilities[:1] + noise).astype(np.uint16)
     sources = {}
     before = None
     for region in image.label_lattice:
         y, x = region.box.y0 % PERIOD, region.box.x0 % PERIOD
         height, width = region.box.shape
-        path = shard_path(image.probabilities, region.box)
-        if (y, x, height, width) in sources:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(sources[y, x, height, width], path)
-        else:
-            pixels = probabilities[:, y : y + height, x : x + width]
-            write_shard(image.probabilities, region.box, pixels)
-            sources[y, x, height, width] = path
+        for array, planes in ((image.probabilities, probabilities), (image.zarr / "0", pixels)):
+            path = shard_path(array, region.box)
+            key = array, y, x, height, width
+            if key in sources:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.link(sources[key], path)
+            else:
+                write_shard(array, region.box, planes[:, y : y + height, x : x + width])
+                sources[key] = path
     for stage, facts in (("tile", {"ranges": [[0.0, 1.0]]}), ("infer", {})):
         array = image.array(stage)
         assert array is not None

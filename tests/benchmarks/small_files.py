@@ -38,7 +38,7 @@ KINDS = {
         "segpipe.runs:Runs.paint",
         "segpipe.runs:Runs.pack",
         "segpipe.runs:Runs.unpack",
-        "segpipe.properties:sum_region",
+        "segpipe.properties:measure_region",
         "segpipe.stages.seeds:write_tables",
         "segpipe.stages.seeds:write_places",
     ],
@@ -70,8 +70,8 @@ KINDS = {
     "table": [
         "segpipe.export.parquet:TableWriter.write",
         "segpipe.export.parquet:TableWriter.__exit__",
-        "segpipe.properties:instance_columns",
-        "segpipe.properties:bands_of_rows",
+        "segpipe.columns:instance_columns",
+        "segpipe.bands:Bands.__iter__",
     ],
     "records": [
         "segpipe.records:write_json",

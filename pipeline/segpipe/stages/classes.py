@@ -10,7 +10,7 @@ from segpipe.geometry import Box, Lattice
 from segpipe.records import Record
 from segpipe.semantic import likeliest
 from segpipe.stages.image import Image
-from segpipe.stages.seeds import probabilities_in
+from segpipe.stages.seeds import foreground_in
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import read_box, write_shard
 
@@ -41,5 +41,4 @@ def certainty_in(image: Image, box: Box) -> Array:
     """(h, w) uint8, of which a label's mean probability is: the foreground, or the class that won."""
     if image.model.card.classes:
         return likeliest(read_box(image.probabilities, box))[1]
-    foreground, _ = probabilities_in(image, box)
-    return foreground
+    return foreground_in(image, box)

@@ -27,7 +27,7 @@ from segpipe.store import LABEL_GROUP, Grid, disk_usage
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 2}
+VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 3}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 

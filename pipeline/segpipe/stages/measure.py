@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,32 @@ from typing import Any
 import numpy as np
 
 from segpipe import seam_check
+from segpipe.bands import Bands
+from segpipe.columns import (
+    INTENSITY,
+    NEIGHBOURS,
+    SHAPE,
+    Frame,
+    centroids,
+    descriptions,
+    different_names,
+    instance_columns,
+    neighbour_columns,
+)
 from segpipe.compute import Engine
 from segpipe.errors import SegpipeError
 from segpipe.export import parquet, preview
 from segpipe.export.drawing import contrast
 from segpipe.export.png import write_png
 from segpipe.geometry import Box, Lattice
-from segpipe.properties import bands_of_rows, instance_columns, sum_region
+from segpipe.intensities import largest_of, unit_of
+from segpipe.neighbours import nearest_distances
+from segpipe.perimeters import MARGIN
+from segpipe.properties import Features, ObjectSums, measure_region, plane_sums
 from segpipe.records import Record
 from segpipe.sizes import SizeHistogram
 from segpipe.slide import THE_PLANE
+from segpipe.slide.source import printable
 from segpipe.stages.classes import certainty_in
 from segpipe.stages.image import Image, Manifest, Progress, image_facts, manifests_before
 from segpipe.stages.stage_run import Pass, StageRun
@@ -56,11 +73,12 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     run = StageRun(image, "measure", engine, progress, before)
     lattice = image.label_lattice
     run.begin([], lambda: None)
-    found = run.over("sums", sum_one, lattice, counts=True)
+    units = _units(run, lattice)
+    found = run.over("sums", sum_one, lattice, units, counts=True)
     for level in range(1, len(image.label_grid.levels)):
         pyramid_level(run, image.zarr / LABEL_GROUP, level, halve_nearest)
     sums = Told(seam_check.ObjectDistances(seam_lattices_of(image)))
-    busiest = _write_table(run, lattice, found, before, sums)
+    busiest = _write_table(run, found, before, units, sums)
     if image.settings.measure.preview:
         _write_preview(image, told["tile"], before, busiest)
     return run.finish(
@@ -71,16 +89,6 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
             "image": image_facts(image),
         }
     )
-
-
-def sum_one(work: Pass, name: str) -> Record:
-    """Sums over the objects' pixels in one region."""
-    box = work.lattice.named(name).box
-    at = box.grow(seam_check.MARGIN).intersect(Box(0, 0, *work.image.layout.plane))
-    window = read_box(work.image.labels, at)
-    rows = sum_region(window[box.within(at).slices], certainty_in(work.image, box), box)
-    seams = seam_check.line_sums(window, at, box, seam_lattices_of(work.image))
-    return work.records.add(name, None, {"rows": rows, "seams": seams})
 
 
 def seam_lattices_of(image: Image) -> list[seam_check.SeamLattice]:
@@ -110,37 +118,113 @@ def _check_seams(
     return check
 
 
+# --- sums -----------------------------------------------------------------------------------------
+
+
+def _units(run: StageRun, lattice: Lattice) -> tuple[float, ...]:
+    """Of the fixed point of each channel's intensities; of none where they are not asked for."""
+    image = run.image
+    if INTENSITY not in image.settings.measure.features:
+        return ()
+    channels = image.layout.shape[0]
+    if np.dtype(image.layout.dtype).kind != "f":
+        return (1.0,) * channels
+    found = run.over("largest", find_largest, lattice)
+    largest = np.array([record.facts["largest"] for record in found.values()])
+    return tuple(unit_of(float(one)) for one in largest.max(axis=0))
+
+
+def find_largest(work: Pass, name: str) -> Record:
+    """The largest absolute intensity of each channel in the objects of one region."""
+    image, box = work.image, work.lattice.named(name).box
+    labels = read_box(image.labels, box)
+    sums = plane_sums(labels, _planes(image, box)) if labels.any() else []
+    return work.records.add(name, largest=largest_of(sums) or [0.0] * image.layout.shape[0])
+
+
+def sum_one(work: Pass, name: str) -> Record:
+    """Sums over the objects' pixels in one region."""
+    image, units, box = work.image, work.args, work.lattice.named(name).box
+    around = box.grow(max(MARGIN, seam_check.MARGIN))
+    inside = around.intersect(Box(0, 0, *image.layout.plane))
+    labels = read_box(image.labels, inside)
+    padded = np.zeros(around.shape, np.uint32)
+    padded[inside.within(around).slices] = labels
+    window = padded[box.grow(MARGIN).within(around).slices]
+    some = bool(window.any())  # else nothing needs to be read
+    sums = measure_region(
+        window,
+        box,
+        image.layout.plane,
+        certainty_in(image, box) if some else np.zeros(box.shape, np.uint8),
+        zip(_planes(image, box) if units and some else (), units, strict=False),
+        Features(
+            shape=SHAPE in image.settings.measure.features,
+            channels=len(units),
+            connected=not image.model.card.classes,
+        ),
+    )
+    seams = seam_check.line_sums(labels, inside, box, seam_lattices_of(image))
+    return work.records.add(name, None, vars(sums) | {"seams": seams})
+
+
+def _planes(image: Image, box: Box) -> Iterator[Array]:
+    """The channels of the image in a box, one after the other."""
+    for channel in range(image.layout.shape[0]):
+        yield read_box(image.zarr / "0", box, [channel])[0]
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
 def _write_table(
-    run: StageRun, lattice: Lattice, found: dict[str, Record], before: Manifest, told: Told
+    run: StageRun,
+    found: dict[str, Record],
+    before: Manifest,
+    units: Sequence[float],
+    told: Told,
 ) -> tuple[int, int]:
     """Write the table band by band; the pixel (y, x) around which there are most objects.
 
     Adds the objects to `told`.
     """
     image, records = run.image, run.records("sums")
+    lattice, layout = image.label_lattice, image.layout
 
-    def rows_of(row: int) -> Iterator[Array]:
+    def regions_of(row: int) -> Iterator[ObjectSums]:
         regions = (lattice[row, column] for column in range(lattice.count[1]))
         return (
-            records.payload(found[one.name], ["rows"])["rows"]
+            ObjectSums(**records.payload(found[one.name], ["rows", "points"]))
             for one in regions
             if one.name in found
         )
 
-    first_ids: Sequence[int] = before.facts["first_ids"]
-    bands = bands_of_rows(
-        first_ids, [functools.partial(rows_of, row) for row in range(lattice.count[0])]
+    bands = Bands(
+        before.facts["first_ids"],
+        [functools.partial(regions_of, row) for row in range(lattice.count[0])],
     )
-    cells = tuple(-(-size // NEIGHBOURHOOD) for size in image.layout.plane)
+    channels = different_names([printable(name) for name in layout.channel_names])
+    frame = Frame(
+        shape=layout.plane,
+        full_shape=layout.plane,
+        pixel_size_um=layout.pixel_size_um,
+        channels=channels[: len(units)],
+        units=units,
+    )
+    distances = _distances(image, bands, frame)  # none: they are not asked for
+    cells = tuple(-(-size // NEIGHBOURHOOD) for size in layout.plane)
     density = np.zeros(cells, np.int64)
     written = 0
-    with parquet.TableWriter(image.table, _metadata(image)) as writer:
-        for _, rows in bands:
-            columns = instance_columns(rows, image.layout.plane, image.layout.pixel_size_um)
+    with parquet.TableWriter(image.table, _metadata(image), descriptions(channels)) as writer:
+        for _, sums in bands:
+            rows = sums.closed()
+            columns = instance_columns(rows, frame)
+            if distances is not None:
+                columns |= neighbour_columns(distances[written : written + len(rows)], frame)
             writer.write(columns)
             written += len(rows)
             told.add(rows, columns)
-            y, x = (columns[key].astype(np.int64) for key in ("centroid_y_px", "centroid_x_px"))
+            y, x = (rows[f"sum_{axis}"] // rows["area"] for axis in ("y", "x"))
             np.add.at(density, (y // NEIGHBOURHOOD, x // NEIGHBOURHOOD), 1)
     if written != before.facts["objects"] and not (run.failed or before.failed):
         raise SegpipeError(
@@ -151,6 +235,26 @@ def _write_table(
     return int(row) * NEIGHBOURHOOD + NEIGHBOURHOOD // 2, int(
         column
     ) * NEIGHBOURHOOD + NEIGHBOURHOOD // 2
+
+
+def _distances(image: Image, bands: Bands, frame: Frame) -> Array | None:
+    """Distances of all objects to their nearest neighbours, by id, in a file that has no name."""
+    if NEIGHBOURS not in image.settings.measure.features:
+        return None
+
+    def parts() -> Iterator[Array]:
+        return (np.stack(centroids(sums.rows, frame), axis=1) for _, sums in bands)
+
+    points = _mapped(image.work, parts()).reshape(-1, 2)
+    return _mapped(image.work, nearest_distances(points))
+
+
+def _mapped(folder: Path, parts: Iterable[Array]) -> Array:
+    """Arrays of float64, one after the other, on disk and not in memory."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for part in parts:
+            file.write(part.tobytes())
+        return np.memmap(file, np.float64, "r") if file.tell() else np.zeros(0)
 
 
 def _metadata(image: Image) -> dict[str, str]:

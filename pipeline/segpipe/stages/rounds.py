@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from segpipe.bands import Bands
 from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import grow, reach
-from segpipe.properties import bands_of_rows, keeps, renumber, sum_region
+from segpipe.properties import ObjectSums, keeps, renumber, sum_region
 from segpipe.records import PUBLISH, Record
 from segpipe.stages.image import Image, Manifest, is_whole, remove
-from segpipe.stages.seeds import place_of, probabilities_in, seeded_field
+from segpipe.stages.seeds import foreground_in, place_of, seeded_field
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_array, read_box, write_shard
 
@@ -96,15 +97,16 @@ def drop_objects(run: StageRun, lattice: Lattice, states: Array, first_ids: list
         raise InputError(f"{image.name}: stitch: {run.failed[-1]['error']}")
     records = run.records("objects")
 
-    def rows_of(row: int) -> Iterator[Array]:
+    def regions_of(row: int) -> Iterator[ObjectSums]:
         regions = (lattice[row, column] for column in range(lattice.count[1]))
-        return (records.payload(found[one.name])["rows"] for one in regions)
+        return (ObjectSums.of_rows(records.payload(found[one.name])["rows"]) for one in regions)
 
     new_ids = np.zeros(first_ids[-1], np.uint32)
     last_ids = [0] * lattice.count[0]
     last_id = 0
-    rows_of_band = [functools.partial(rows_of, row) for row in range(lattice.count[0])]
-    for band, rows in bands_of_rows(first_ids, rows_of_band):
+    bands = [functools.partial(regions_of, row) for row in range(lattice.count[0])]
+    for band, sums in Bands(first_ids, bands):
+        rows = sums.rows
         kept = keeps(rows, stitch.max_area, stitch.min_probability)
         new_ids[rows["id"]] = renumber(kept, last_id)
         last_ids[band] = last_id = last_id + int(kept.sum())
@@ -115,8 +117,7 @@ def drop_objects(run: StageRun, lattice: Lattice, states: Array, first_ids: list
 def sum_objects(work: Pass, name: str) -> Record:
     """Sums over the grown objects in one region."""
     image, box = work.image, work.lattice.named(name).box
-    foreground, _ = probabilities_in(image, box)
-    rows = sum_region(_state_in(work, box, FINAL), foreground, box)
+    rows = sum_region(_state_in(work, box, FINAL), foreground_in(image, box), box)
     return work.records.add(name, None, {"rows": rows})
 
 

@@ -39,6 +39,13 @@ def probabilities_in(image: Image, box: Box) -> tuple[Array, Array]:
     return foreground, interior
 
 
+def foreground_in(image: Image, box: Box) -> Array:
+    """The foreground of a box: (h, w) uint8."""
+    plane = image.model.card.outputs.index("foreground")
+    foreground: Array = read_box(image.probabilities, box, [plane])[0]
+    return foreground
+
+
 def filled_probabilities(image: Image, box: Box) -> tuple[Array, Array]:
     """As `probabilities_in`; the foreground is certain in holes that are to be filled."""
     foreground, interior = probabilities_in(image, box)
@@ -142,8 +149,7 @@ def find_holes(run: StageRun, lattice: Lattice) -> None:
 def find_holes_in(work: Pass, name: str) -> Record:
     """Holes of one region."""
     image, region = work.image, work.lattice.named(name)
-    foreground, _ = probabilities_in(image, region.box)
-    mask = foreground >= image.decode.foreground
+    mask = foreground_in(image, region.box) >= image.decode.foreground
     slots, record = label_holes(mask, region, work.lattice, image.settings.stitch.max_hole)
     shard = write_shard(image.work / "holes.zarr", region.box, slots)
     return work.records.add(name, shard, vars(record))
