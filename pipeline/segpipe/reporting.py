@@ -119,6 +119,8 @@ def _command(entry: Mapping[str, Any]) -> str:
         chosen[f"tile.{key}"] = value
     words = ["segpipe", "predict", entry["source"], "-o", "OUT", "-m", model]
     for key, value in chosen.items():
+        if key.startswith("engine."):  # who did the work cannot be seen in the result
+            continue
         words += ["-s", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
 
