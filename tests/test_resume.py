@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fields import SIZES, labels_of, nuclei, run, table_of
+from fields import SIZES, labels_of, nuclei, run, same_results, table_of
 from segpipe.records import drop_records, read_records
 
 SHAPE = (300, 420)
@@ -172,9 +172,72 @@ def test_a_torn_shard_is_done_again_and_only_that(image, reference, tmp_path):
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
 
 
+DAMAGES = {
+    "lost": lambda content: None,
+    "empty": lambda content: b"",
+    "torn": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: content[: len(content) // 2] + bytes(-(-len(content) // 2)),
+}
+"""What a power failure may leave of a file that nobody waited for."""
+
+
+def damage(path: Path, how: str) -> None:
+    content = DAMAGES[how](path.read_bytes())
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_whatever_a_power_failure_leaves_of_what_is_not_waited_for(image, tmp_path, how):
+    """Records, manifests, table and picture: each alone, and all that come after it as well."""
+    whole = tmp_path / "whole"
+    assert run(image, whole, "measure.preview=true").exit_code == 0
+    work = ".segpipe/field.work"
+    order = [f"manifests/field.{stage}.json" for stage in ("tile", "infer", "stitch")]
+    order += ["field.parquet", "field.png", "manifests/field.measure.json"]
+    order += [str(path.relative_to(whole)) for path in sorted(whole.glob(f"{work}/records/*/*"))]
+    assert len(order) == 10
+    for number, name in enumerate(order):
+        for few in (True, False):
+            out = tmp_path / f"{number}-{few}"
+            shutil.copytree(whole, out)
+            for other in [name] if few else order[number:]:
+                damage(out / other, how)
+            assert run(image, out, "measure.preview=true").exit_code == 0
+            same_results(out, whole)
+            shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("how", ["lost", "empty", "torn"])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_shard_that_is_not_whole_is_missed_whatever_vouches_for_it(
+    image, reference, tmp_path, how, told
+):
+    """By the record's length where the manifest is gone too, else by the manifest's bytes."""
+    arrays = {
+        "tile": "field.ome.zarr/0",
+        "infer": ".segpipe/field.work/probabilities.zarr",
+        "stitch": "field.ome.zarr/labels/instances/0",
+    }
+    for stage, array in arrays.items():
+        out = tmp_path / stage
+        shutil.copytree(reference, out)
+        shard = sorted(path for path in (out / array / "c").rglob("*") if path.is_file())[2]
+        damage(shard, how)
+        if not told:
+            (out / f"manifests/field.{stage}.json").unlink()
+        # What reads the array is to be done again, or it would not be looked at.
+        (out / "field.parquet").unlink()
+        (out / "manifests/field.stitch.json").unlink(missing_ok=True)
+        assert run(image, out).exit_code == 0
+        same_results(out, reference)
+
+
 @pytest.mark.parametrize("stage", ["tile", "infer", "stitch"])
 def test_a_manifest_that_is_lost_is_written_again_from_records(image, reference, tmp_path, stage):
-    """As after a power failure: only the last manifest is waited for to be on disk."""
+    """As after a power failure: none is waited for to be on disk."""
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     manifest = tmp_path / f"manifests/field.{stage}.json"
     token = json.loads(manifest.read_text())["token"]
