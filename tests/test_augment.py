@@ -93,6 +93,27 @@ def test_a_crop_of_a_large_image_lies_inside_it():
         assert places[1].max() <= 259 + 1e-9
 
 
+def mirrored(warp):
+    """Whether the crop's rows and columns run against the image's."""
+    return warp.matrix[0, 0] < 0, warp.matrix[1, 1] < 0
+
+
+def test_crops_are_mirrored_and_turned_half_of_the_time():
+    """Every combination, as often as any other; not at all where it is off."""
+    random = np.random.default_rng(0)
+    upright = AugmentSettings(rotate=False)
+    drawn = [mirrored(draw_warp((90, 90), 32, upright, random)) for _ in range(400)]
+    for both in ((False, False), (False, True), (True, False), (True, True)):
+        assert drawn.count(both) == pytest.approx(100, abs=40)
+    turned = [draw_warp((90, 90), 32, AugmentSettings(), random).matrix for _ in range(400)]
+    assert sum(np.linalg.det(matrix) < 0 for matrix in turned) == pytest.approx(200, abs=50)
+    still = AugmentSettings(rotate=False, flip=False)
+    drawn = [mirrored(draw_warp((90, 90), 32, still, random)) for _ in range(50)]
+    assert drawn.count((False, False)) == 50
+    never = AugmentSettings(flip=False)
+    assert all(np.linalg.det(draw_warp((90, 90), 32, never, random).matrix) > 0 for _ in range(50))
+
+
 def test_scale_enlarges():
     """A crop at scale 2 shows half the image's length."""
     warp = draw_warp(
@@ -127,6 +148,27 @@ def test_each_of_them_varies(change):
     image = np.random.default_rng(1).random((1, 20, 20), np.float32)
     varied = vary_intensity(image, STILL.model_copy(update=change), np.random.default_rng(0))
     assert np.abs(varied - image).max() > 0.01
+
+
+def test_half_of_the_crops_are_blurred_by_up_to_the_given_sigma():
+    image = np.random.default_rng(1).random((1, 30, 30), np.float32)
+    blurring = STILL.model_copy(update={"blur_px": 2.0})
+    made = [vary_intensity(image, blurring, np.random.default_rng(seed)) for seed in range(60)]
+    changed = [one for one in made if not np.array_equal(one, image)]
+    assert 15 < len(changed) < 45
+    least = blurred(image, 2.0).std()  # the wider the blur, the less is left of the noise
+    assert all(least <= one.std() < image.std() for one in changed)
+    assert min(one.std() for one in changed) < 1.3 * least
+
+
+def test_the_stain_of_every_crop_is_varied():
+    image = np.random.default_rng(1).random((3, 20, 20), np.float32) * np.float32(0.8)
+    staining = STILL.model_copy(update={"stain": 0.3})
+    for seed in range(5):
+        varied = vary_intensity(image, staining, np.random.default_rng(seed))
+        expected = vary_stain(image, 0.3, np.random.default_rng(seed))
+        assert np.array_equal(varied, expected)
+        assert np.abs(varied - image).max() > 0.01
 
 
 def test_stain_jitter_of_nothing_is_the_image_and_unmixes_as_scikit_image():

@@ -302,3 +302,25 @@ def test_the_core_of_a_network_without_a_way_of_its_own():
         assert torch.equal(Core(network, 3)(windows), expected)
     found = compiled(network, 3)(windows.numpy())
     assert np.abs(found - torch.sigmoid(expected).numpy()).max() < 1e-6
+
+
+def test_a_signal_after_another_thread_let_go_of_the_network_is_handled():
+    """OpenVINO's plugin unmapped the signal stack of the thread that compiled: a segmentation fault."""
+    program = """
+import gc, os, signal, threading
+import numpy as np
+from segpipe.models.modelfile import find_model
+from segpipe.segmenter import load_segmenter
+
+seen = []
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+held = [load_segmenter(find_model("nuclei-fluorescence"), "cpu", threads=1)]
+held[0](np.zeros((1, 1, 256, 256), np.float32))
+other = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+other.start()
+other.join()
+os.kill(os.getpid(), signal.SIGINT)
+assert seen == [signal.SIGINT]
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

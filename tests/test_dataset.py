@@ -57,10 +57,15 @@ def test_the_index_chooses_and_groups(tmp_path):
         ({"a": image(), "b": image()}, {"a": LABELS}, "no mask for b"),
         ({"a": image()}, {"a": LABELS, "b": LABELS}, "no image for the mask of b"),
         ({"a": image((40, 50))}, {"a": LABELS}, "40 x 48 pixels, its image has 40 x 50"),
-        ({"a": image()}, {"a": LABELS.astype(np.float32) / 2}, "not a label image"),
-        ({"a": image()}, {"a": -LABELS.astype(np.int16)}, "not a label image"),
+        ({"a": image()}, {"a": LABELS.astype(np.float32) / 2}, "no label image, it has fractions"),
+        ({"a": image()}, {"a": np.where(LABELS, LABELS, np.nan)}, "it has fractions or NaN"),
+        (
+            {"a": image()},
+            {"a": -LABELS.astype(np.int16)},
+            "no label image, it has negative numbers",
+        ),
         ({"a": image()}, {"a": np.where(LABELS, 255, 0).astype(np.uint8)}, "one number, 255"),
-        ({"a": image()}, {"a": np.stack([LABELS] * 3, -1).astype(np.uint8)}, "3 channels"),
+        ({"a": image()}, {"a": np.stack([LABELS] * 3, -1).astype(np.uint8)}, "it has 3 channels"),
         ({"a": image((40, 48, 3))}, {"a": LABELS}, "RGB"),
         ({"a": image()}, {"a": LABELS * 0}, "holds an object"),
         ({}, {}, "no images in"),
@@ -91,7 +96,7 @@ def test_a_truncated_mask_is_named(tmp_path):
 
 
 def sample(name, group, stratum=""):
-    return Sample(name, image()[None], LABELS.astype(np.int32), group, stratum)
+    return Sample(name, image()[None], LABELS.astype(np.uint32), group, stratum)
 
 
 @settings(max_examples=50)
@@ -134,5 +139,25 @@ def test_one_image_cannot_be_split():
 
 
 def test_a_mask_of_one_object_is_a_label_image(tmp_path):
-    tifffile.imwrite(tmp_path / "one.tif", (LABELS == 1).astype(np.uint8) * 255)
-    assert read_labels(tmp_path / "one.tif").max() == 255
+    masks = {"a": (LABELS == 1).astype(np.uint8) * 255}
+    data = DataSettings(**folder(tmp_path, {"a": image()}, masks))
+    assert load_samples(data, 1)[0].labels.max() == 255
+
+
+@pytest.mark.parametrize("largest", [2**24 + 1, 2**31 + 1, 2**32 - 1])
+def test_ids_are_read_exactly_however_large(tmp_path, largest):
+    labels = LABELS.astype(np.uint32)
+    labels[labels == 2] = largest
+    tifffile.imwrite(tmp_path / "a.tif", labels)
+    assert np.array_equal(read_labels(tmp_path / "a.tif", labels.shape), labels)
+
+
+def test_a_mask_of_classes_may_be_of_one_in_pieces_but_of_no_other_number(tmp_path):
+    masks = {"a": (LABELS > 0).astype(np.uint8), "b": LABELS}
+    data = DataSettings(**folder(tmp_path, dict.fromkeys("ab", image()), masks))
+    samples = load_samples(data, 1, ("ground", "one", "two"))
+    assert [sample.labels.max() for sample in samples] == [1, 2]
+    with pytest.raises(
+        InputError, match=r"b\.tif: it holds the number 2; expected one from 0 to 1"
+    ):
+        load_samples(data, 1, ("ground", "one"))

@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import linear_sum_assignment
 
-from segpipe.evaluate import (
-    THRESHOLDS,
-    Counts,
-    ImageScores,
-    Scores,
-    count_matches,
-    score_image,
-    score_images,
-)
+from segpipe.evaluate import Scores, count_matches, score_image, score_images
+from segpipe.image_scores import THRESHOLDS, Counts, ImageScores
 from segpipe.overlaps import Overlaps, split_ids
 from segpipe.pairing import assigned_pairs
 

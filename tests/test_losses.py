@@ -11,9 +11,12 @@ from scipy.special import expit, log_expit, log_softmax
 from skimage.metrics import structural_similarity
 from torch import nn
 
+from segpipe.errors import SettingsError
 from segpipe.models.network import TrainingOutput
 from segpipe.training import loss_terms as terms
-from segpipe.training.losses import LOSSES, InstanceLoss, Targets
+from segpipe.training.batch_targets import Targets
+from segpipe.training.losses import InstanceLoss
+from segpipe.training.named_losses import LOSSES, build_loss
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
@@ -337,7 +340,7 @@ def test_shapes_that_do_not_fit_are_refused_rather_than_broadcast():
             build()(TrainingOutput((logits,)), Targets(one))
         if name == "instance":
             three = torch.zeros(2, 3, 16, 16)
-            with pytest.raises(ValueError, match="of 3 outputs; expected foreground"):
+            with pytest.raises(ValueError, match="of 3 outputs or classes; expected"):
                 build()(TrainingOutput((three,)), Targets(three))
     with pytest.raises(ValueError, match=r"weights are \(2, 1, 16, 16\); expected \(2, 16, 16\)"):
         Targets(one, weights=one)
@@ -351,6 +354,10 @@ def test_shapes_that_do_not_fit_are_refused_rather_than_broadcast():
         ("focal", {"alpha": 1.1}),
         ("focal", {"gamma": -1}),
         ("unet3plus", {"gamma": -1}),
+        ("soft_dice", {"smooth": 0}),
+        ("iou", {"smooth": -1}),
+        ("unetplusplus", {"smooth": 0}),
+        ("unet3plus", {"smooth": 0}),
         ("instance", {"dice": -1}),
         ("instance", {"beta": 0}),
     ],
@@ -358,6 +365,57 @@ def test_shapes_that_do_not_fit_are_refused_rather_than_broadcast():
 def test_numbers_out_of_bounds_are_refused(name, numbers):
     with pytest.raises(ValueError, match="expected"):
         LOSSES[name](**numbers)
+    with pytest.raises(SettingsError, match=f"loss.parameters of {name}: .* expected"):
+        build_loss(name, numbers)
+
+
+def test_parameters_of_settings_are_those_of_the_loss():
+    assert build_loss("focal", {"gamma": 3, "alpha": 0.5}) == LOSSES["focal"](0.5, 3)
+    assert build_loss("soft_dice", {"over_batch": True}) == LOSSES["soft_dice"](over_batch=True)
+    for name, parameters, told in (
+        ("focl", {}, r"did you mean 'focal'\?"),
+        ("focal", {"gama": 1}, r"no parameter 'gama' \(did you mean 'gamma'\?\)"),
+        ("cross_entropy", {"gamma": 1}, "has no parameter 'gamma'; it has none"),
+        ("iou", {"over_batch": 1}, "over_batch is 1; expected true or false"),
+        ("iou", {"smooth": True}, "smooth is True; expected a number"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            build_loss(name, parameters)
+
+
+def class_targets(count, size=24, seed=4):
+    random = torch.Generator().manual_seed(seed)
+    classes = torch.randint(0, count, (2, size, size), generator=random)
+    return Targets(F.one_hot(classes, count).movedim(-1, 1).float(), classes=classes)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_one_against_rest_is_the_softmax(count):
+    logits = 6 * torch.randn(2, count, 5, 7, generator=torch.Generator().manual_seed(0))
+    shares = terms.one_against_rest(logits).sigmoid()
+    assert torch.allclose(shares, logits.softmax(dim=1), atol=1e-6)
+    extreme = torch.tensor([200.0, -200.0, 0.0]).view(1, 3, 1, 1).requires_grad_()
+    terms.one_against_rest(extreme).sigmoid().sum().backward()
+    assert extreme.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "instance"])
+def test_losses_of_classes_compare_the_softmax(name):
+    """What all logits of a pixel have in common changes nothing; for sigmoids it would."""
+    targets = class_targets(3)
+    logits = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    common = torch.randn(2, 1, 24, 24, generator=torch.Generator().manual_seed(2))
+    loss = LOSSES[name]()
+    one, other = (loss(TrainingOutput((x,)), targets) for x in (logits, logits + common))
+    assert one.item() == pytest.approx(other.item(), rel=1e-5)
+    best = loss(TrainingOutput((40 * targets.maps,)), targets)
+    assert best < 0.05 < one
+
+
+def test_the_loss_of_instances_refuses_classes():
+    targets = class_targets(2)
+    with pytest.raises(ValueError, match="2 outputs or classes"):
+        InstanceLoss()(TrainingOutput((targets.maps,)), targets)
 
 
 def test_targets_lose_the_border_that_a_valid_network_does_not_see():

@@ -11,7 +11,7 @@ import click
 
 @click.group()
 def models() -> None:
-    """Models: list, show, import, export, calibrate."""
+    """Models: list, show, import, export, prune, calibrate."""
 
 
 @models.command("list")
@@ -42,7 +42,10 @@ def show(model: str) -> None:
 @models.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--card", type=click.Path(path_type=Path), help="YAML with fields of the card.")
+@click.option(
+    "--card", type=click.Path(path_type=Path),
+    help="YAML with fields of the card; those that SOURCE holds may be left out.",
+)  # fmt: skip
 @click.option(
     "--storage", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
     help="Of kernels in the file; float16 halves it, and rounds the weights.",
@@ -55,6 +58,19 @@ def import_command(
     SOURCE is .safetensors, a PyTorch state dict (.pt, .pth), or ONNX as `segpipe models export` makes
     it. A state dict is read with weights_only; nothing in it is executed. A graph is not run: its
     weights are taken.
+
+    Tensors are named as segpipe names them, or as a U-Net of milesial/Pytorch-UNet, the NestedUNet of
+    4uiiurz1/pytorch-nested-unet, or the U-Net and U-Net++ of the lecture on the family does: these are
+    known by their names, and need no architecture in the card. A card for a state dict:
+
+    \b
+      name: mine
+      architecture: {name: unet, parameters: {width: 16, depth: 4, padding: same, norm: batch}}
+      channels: [nuclei]                        one name per input channel
+      outputs: [foreground]                     or [foreground, interior], or the classes' names
+      normalisation: {kind: percentile, low: 1, high: 99.8}      or {kind: fixed, low: 0, high: 255}
+      licence: CC-BY-4.0
+      training_data: what it was trained on
     """
     from segpipe.models.modelfile import import_model
     from segpipe.settings import read_yaml
@@ -91,6 +107,33 @@ def export(model: str, destination: Path, kind: str | None, authors: tuple[str, 
 
     told = export_model(model, destination, kind, authors)
     click.echo(f"wrote {destination}: {told}")
+
+
+@models.command()
+@click.argument("model")
+@click.option(
+    "--level",
+    required=True,
+    type=click.IntRange(1, 6),
+    help="Of the head that is kept; 1: the smallest.",
+)
+@click.option(
+    "-o", "--output", "destination", required=True, type=click.Path(path_type=Path),
+    help="Model file to write.",
+)  # fmt: skip
+def prune(model: str, level: int, destination: Path) -> None:
+    """Cut MODEL, a U-Net++, down to the head of one level: fewer weights, less work, less context.
+
+    Its figures are not those of MODEL: score it by `segpipe evaluate` before you use it.
+    """
+    from segpipe.model_text import count_parameters
+    from segpipe.models.modelfile import find_model
+    from segpipe.models.pruning import prune_model
+
+    source = find_model(model)
+    prune_model(source, level, destination)
+    left, all_of_them = (count_parameters(path) for path in (destination, source))
+    click.echo(f"wrote {destination}: {left:,} of {all_of_them:,} parameters")
 
 
 @models.command()

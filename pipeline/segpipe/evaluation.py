@@ -16,7 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segpipe.errors import InputError, SettingsError
-from segpipe.evaluate import ImageScores, Scores
+from segpipe.evaluate import Scores
+from segpipe.image_scores import ImageScores
 from segpipe.labels import LabelFile, LabelImage, find_images, find_labels, last_part
 from segpipe.mistakes import Mistakes
 from segpipe.overlaps import Overlaps

@@ -10,7 +10,7 @@ import numpy as np
 from segpipe import occupancy, percentiles
 from segpipe.choosing import FLUORESCENCE, choose_for_colours
 from segpipe.components import Decode, label_region
-from segpipe.errors import InputError, SettingsError
+from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, TileGrid
 from segpipe.growth import Field, grow, reach
 from segpipe.holes import fill_holes, label_holes
@@ -20,6 +20,7 @@ from segpipe.models.modelfile import find_model
 from segpipe.properties import keeps, renumber, sum_region
 from segpipe.seams import merge_seams
 from segpipe.segmenter import load_segmenter
+from segpipe.semantic import likeliest
 from segpipe.settings import AUTO, Settings
 from segpipe.stages.image import decode_of, intensity_range
 
@@ -29,6 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -> Array:
     """Labels of the objects in an array: (Y, X) uint32, ids 1..N, 0 is background.
 
+    Of a model whose outputs are classes, the class of each pixel, by its place among them from 0.
     The same labels as `predict` writes for a file that holds this array.
 
     Parameters
@@ -72,8 +74,7 @@ def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -
         )
     if pixels.dtype not in (np.uint8, np.uint16, np.float32):
         raise InputError(f"an array of {pixels.dtype}; expected uint8, uint16 or float32")
-    if "foreground" not in segmenter.outputs:
-        raise SettingsError(f"model {segmenter.card.name} has no foreground to make instances of")
+    decode = decode_of(settings, segmenter.card)
     shape = pixels.shape[1], pixels.shape[2]
     box = Box(0, 0, *shape)
     grid = TileGrid(shape, settings.tile.core, segmenter.halo, segmenter.stride)
@@ -82,10 +83,11 @@ def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -
     probabilities = predict_region(
         pixels, box, grid, box, ranges, segmenter, lambda tile: bool(empty[tile.index])
     )
+    if segmenter.card.classes:
+        return likeliest(probabilities)[0]
     outputs = segmenter.outputs
     foreground = probabilities[outputs.index("foreground")]
     interior = probabilities[outputs.index("interior")] if "interior" in outputs else foreground
-    decode = decode_of(settings, segmenter.card)
     if settings.stitch.max_hole:
         lattice = Lattice(shape, shape)
         mask = foreground >= decode.foreground

@@ -75,13 +75,20 @@ def label_list_metadata(names: Sequence[str]) -> dict[str, Any]:
     return _group({"version": NGFF, "labels": list(names)})
 
 
-def label_metadata(name: str, levels: int, *, pixel_size_um: float | None) -> dict[str, Any]:
-    """The group of a label image (Y, X) with so many pyramid levels."""
+def label_metadata(
+    name: str, levels: int, *, pixel_size_um: float | None, classes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The group of a label image (Y, X) with so many pyramid levels; `classes` are what its numbers
+    stand for, from 0, where they are no instances."""
+    told: dict[str, Any] = {"version": NGFF, "source": {"image": "../../"}}
+    if classes:
+        named = enumerate(classes)
+        told["properties"] = [{"label-value": number, "class": name} for number, name in named]
     return _group(
         {
             "version": NGFF,
             "multiscales": [_multiscales(name, levels, pixel_size_um, channel_axis=False)],
-            "image-label": {"version": NGFF, "source": {"image": "../../"}},
+            "image-label": told,
         }
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 from segpipe import __version__
 from segpipe.backend import choose_backend
 from segpipe.choosing import AUTO_MODELS, Choice, choose_model
-from segpipe.errors import InputError, ModelError, SegpipeError, SettingsError
+from segpipe.errors import InputError, SegpipeError, SettingsError
 from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
@@ -258,11 +258,6 @@ def _layout(
 ) -> Layout:
     wanted = choice.channels if choice and choice.channels else settings.tile.channel
     channels = select_channels(slide, wanted, len(model.card.channels))
-    if "foreground" not in model.card.outputs:
-        raise ModelError(
-            f"model {model.card.name} gives {', '.join(model.card.outputs)}; instances need "
-            "a foreground"
-        )
     return Layout(
         slide.shape,
         slide.dtype.name,

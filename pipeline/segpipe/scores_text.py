@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe import __version__
-from segpipe.evaluate import ImageScores, Scores
+from segpipe.evaluate import Scores
+from segpipe.image_scores import ImageScores
 
 if TYPE_CHECKING:
     from segpipe.worst_cases import Scored

@@ -323,11 +323,20 @@ def create_image(
         )
 
 
-def create_labels(path: Path, grid: Grid, *, pixel_size_um: float | None) -> None:
-    """Write all metadata of `labels/instances` (Y, X) uint32 in an OME-Zarr 0.5 image, no pixels."""
+def create_labels(
+    path: Path, grid: Grid, *, pixel_size_um: float | None, classes: Sequence[str] = ()
+) -> None:
+    """Write all metadata of `labels/instances` (Y, X) uint32 in an OME-Zarr 0.5 image, no pixels.
+
+    Parameters
+    ----------
+    classes
+        What the numbers stand for, from 0, where they are no instances.
+    """
     labels, levels = path / LABEL_GROUP, len(grid.levels)
+    group = label_metadata(labels.name, levels, pixel_size_um=pixel_size_um, classes=classes)
     _write_metadata(labels.parent, label_list_metadata([labels.name]))
-    _write_metadata(labels, label_metadata(labels.name, levels, pixel_size_um=pixel_size_um))
+    _write_metadata(labels, group)
     for number in range(levels):
         create_array(labels / str(number), (), grid.level(number), np.dtype(np.uint32), ("y", "x"))
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.evaluate import ImageScores, Scores
+from segpipe.evaluate import Scores
 from segpipe.export.comparison import Case, compose_cases
 from segpipe.export.drawing import Picture, contrast
 from segpipe.export.png import write_png
 from segpipe.geometry import Box
+from segpipe.image_scores import ImageScores
 from segpipe.labels import LabelFile, LabelImage, last_part, read_image
 from segpipe.mistakes import WINDOW, Mistakes, add_density, densest_boxes
 

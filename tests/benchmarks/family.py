@@ -41,7 +41,7 @@ WINDOW = 1024
 
 ABLATION: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "the recipe": {},
-    "no weight map": {"loss": {"weight_map": 0.0}},
+    "no weight map": {"loss": {"weight_map": False}},
     "no elastic deformation": {"augment": {"elastic_px": 0.0}},
     "foreground alone": {"network": {"outputs": ["foreground"]}},
 }
@@ -82,9 +82,9 @@ def trained(tree: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "settings": told,
         "weights": sum(parameter.numel() for parameter in network.parameters()),
-        "AP .50": result.scores.ap(0.5),
-        "AP .90": result.scores.ap(0.9),
-        "mean": result.scores.mean_ap(),
+        "AP .50": result.figures["AP at IoU .50"],
+        "AP .90": result.figures["AP at IoU .90"],
+        "mean": result.figures["mean AP, IoU .50 to .90"],
         "context": geometry.context,
         "useful": max(0, WINDOW - 2 * geometry.halo) ** 2 / WINDOW**2,
         "exact": geometry.exact,

@@ -140,18 +140,12 @@ def _nearest(labels: NDArray[Any]) -> NDArray[Any]:
 
 def _overlaid(case: Case) -> Picture:
     """The image with outlines, those of objects that are right dimmed, and marks on mistakes."""
-    picture = _enlarged(case.display, case.box.shape).copy()
+    picture = _enlarged(case.display, case.box.shape)
     truth, predicted = _nearest(case.truth), _nearest(case.predicted)
     wrong = _any_of(truth, case, of_truth=True) | _any_of(predicted, case, of_truth=False)
     for width, here, strength in ((1, ~wrong, _DIMMED), (2, wrong, 1.0)):
-        true_edge, found_edge = _edges(truth, width) & here, _edges(predicted, width) & here
-        for edge, colour in (
-            (true_edge & ~found_edge, TRUTH),
-            (found_edge & ~true_edge, PREDICTED),
-            (true_edge & found_edge, BOTH),
-        ):
-            mixed = picture[edge] * (1 - strength) + np.array(colour) * strength
-            picture[edge] = (mixed + 0.5).astype(np.uint8)
+        edges = _edges(truth, width) & here, _edges(predicted, width) & here
+        picture = _coloured(picture, *edges, strength)
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     for kind, mark in MARKS.items():
@@ -161,6 +155,26 @@ def _overlaid(case: Case) -> Picture:
             if place is not None:
                 _draw_mark(draw, place, mark)
     return np.asarray(canvas)
+
+
+def compare_outlines(display: Picture, truth: NDArray[Any], predicted: NDArray[Any]) -> Picture:
+    """A copy of `display`, (h, w, 3), with the outlines of truth and prediction, (h, w) ids each."""
+    return _coloured(display, outline(truth), outline(predicted))
+
+
+def _coloured(
+    display: Picture, truth: NDArray[np.bool_], found: NDArray[np.bool_], strength: float = 1.0
+) -> Picture:
+    """A copy with the colours of edges mixed in."""
+    picture = display.copy()
+    for edge, colour in (
+        (truth & ~found, TRUTH),
+        (found & ~truth, PREDICTED),
+        (truth & found, BOTH),
+    ):
+        mixed = picture[edge] * (1 - strength) + np.array(colour) * strength
+        picture[edge] = (mixed + 0.5).astype(np.uint8)
+    return picture
 
 
 def _edges(labels: NDArray[Any], width: int) -> NDArray[np.bool_]:

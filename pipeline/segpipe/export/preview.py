@@ -70,12 +70,17 @@ class View:
 
 @dataclass(frozen=True)
 class Caption:
-    """What is written above the panels: the image's name, its objects, and what else is known."""
+    """What is written above the panels: the image's name, its objects, and what else is known.
+
+    classes
+        Whether they are classes.
+    """
 
     title: str
     objects: int
     pixel_size_um: float | None = None
     facts: Sequence[str] = ()
+    classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,8 @@ def _scaling(shape: tuple[int, int], panel: Picture) -> str:
 
 
 def _facts(shape: tuple[int, int], caption: Caption) -> list[str]:
-    count = {0: "no objects", 1: "1 object"}.get(caption.objects, f"{caption.objects:,} objects")
+    one, many = ("class", "classes") if caption.classes else ("object", "objects")
+    count = {0: f"no {many}", 1: f"1 {one}"}.get(caption.objects, f"{caption.objects:,} {many}")
     facts = [count, f"{shape[0]:,} x {shape[1]:,} px"]
     if caption.pixel_size_um is None:
         facts.append("pixel size not known")

@@ -6,6 +6,7 @@ of any size. Nothing is cached on disk: a compiled network is good for one versi
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import warnings
@@ -54,7 +55,7 @@ class OpenVino:
         self._version = str(openvino.__version__).split("-")[0]
         self._classes = classes
         self._lock = threading.Lock()  # a request serves one caller at a time
-        core = openvino.Core()
+        core = _process_core()
         if precision == "bfloat16" and "BF16" not in core.get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"
         ):
@@ -99,6 +100,17 @@ def import_quietly() -> ModuleType:
     import openvino
 
     return cast("ModuleType", openvino)
+
+
+@functools.cache
+def _process_core() -> Any:
+    """OpenVINO's core, one for the life of the process.
+
+    Its CPU plugin gives the thread that first compiles a network a stack for signal handlers, and unmaps
+    that memory with the last core or network, whichever thread lets go of it: if another one does, the
+    next signal, be it Ctrl-C, ends the process in a segmentation fault.
+    """
+    return import_quietly().Core()
 
 
 def _options(threads: int, precision: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, json_text
-from segpipe.settings import Settings
+from segpipe.settings import Settings, StitchSettings
 from segpipe.slide import Plane
 from segpipe.store import LABEL_GROUP, Grid, disk_usage
 
@@ -322,8 +322,11 @@ def decode_of(settings: Settings, card: ModelCard) -> Decode:
     Raises
     ------
     SettingsError
-        When tiles are skipped that may hold something at this threshold of the foreground.
+        When tiles are skipped that may hold something at this threshold of the foreground, or the
+        model's outputs are classes and a setting is of objects.
     """
+    if card.classes:
+        _refuse_instance_settings(settings, card)
 
     def chosen(key: str) -> Any:
         value = getattr(settings.stitch, key)
@@ -342,6 +345,25 @@ def decode_of(settings: Settings, card: ModelCard) -> Decode:
         tuple(to_byte(level) for level in chosen("growth_levels")),
         chosen("growth_steps"),
     )
+
+
+def _refuse_instance_settings(settings: Settings, card: ModelCard) -> None:
+    """Refuse what a user asks of objects where a model gives classes.
+
+    Raises
+    ------
+    SettingsError
+        When a key of `stitch` is set that only objects have.
+    """
+    defaults = StitchSettings()
+    asked = [
+        key for key, value in settings.stitch if key != "region" and value != getattr(defaults, key)
+    ]
+    if asked:
+        raise SettingsError(
+            f"stitch.{asked[0]} is of objects; model {card.name} gives each pixel a class, one of "
+            f"{', '.join(card.outputs)}; leave it out"
+        )
 
 
 def intensity_range(low: float, high: float, top: float) -> tuple[float, float]:

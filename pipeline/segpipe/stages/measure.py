@@ -18,8 +18,8 @@ from segpipe.geometry import Box, Lattice
 from segpipe.properties import bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
 from segpipe.slide import THE_PLANE
+from segpipe.stages.classes import certainty_in
 from segpipe.stages.image import Image, Manifest, Progress, manifests_before
-from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of
 from segpipe.store import LABEL_GROUP, halve_nearest, read_box
@@ -48,8 +48,7 @@ def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
 def sum_one(work: Pass, name: str) -> Record:
     """Sums over the objects' pixels in one region."""
     box = work.lattice.named(name).box
-    foreground, _ = probabilities_in(work.image, box)
-    rows = sum_region(read_box(work.image.labels, box), foreground, box)
+    rows = sum_region(read_box(work.image.labels, box), certainty_in(work.image, box), box)
     return work.records.add(name, None, {"rows": rows})
 
 
@@ -95,10 +94,18 @@ def _metadata(image: Image) -> dict[str, str]:
         **({"plane": str(image.plane)} if image.plane != THE_PLANE else {}),
         "model": image.model.card.name,
         "model_hash": image.model.hash,
+        **_told_classes(image),
         "pixel_size_um": "" if size is None else repr(size),
         "coordinates": "pixels of the full-resolution image, pixel centres at integers; um is px "
         "times the pixel size; boxes are half-open",
     }
+
+
+def _told_classes(image: Image) -> dict[str, str]:
+    """What the ids stand for where they are classes."""
+    card = image.model.card
+    named = ", ".join(f"{number} {name}" for number, name in enumerate(card.outputs))
+    return {"classes": named} if card.classes else {}
 
 
 def _write_preview(
@@ -133,6 +140,7 @@ def _write_preview(
         before.facts["objects"],
         layout.pixel_size_um,
         [f"model {image.model.card.name}"] + ([f"{len(failed)} REGIONS FAILED"] if failed else []),
+        image.model.card.classes,
     )
     whole, part = Box(0, 0, *image.grid.levels[level]), Box(0, 0, *plan.detail).shift(*corner)
     overview = view(level, whole)

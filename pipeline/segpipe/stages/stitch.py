@@ -8,7 +8,8 @@
     objects      per region: sums, if finished objects may be dropped                kept.npy
     publish      the last states, where the labels do not hold them yet              labels
 
-Passes over holes and seeds are in seeds.py, those of growth and after it in rounds.py.
+Passes over holes and seeds are in seeds.py, those of growth and after it in rounds.py. A model whose
+outputs are classes has one pass instead of all these, in classes.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from segpipe.compute import Engine
 from segpipe.geometry import Lattice, Region
 from segpipe.records import Record, fingerprint, read_json, write_json
 from segpipe.seams import merge_seams
+from segpipe.stages.classes import label_classes
 from segpipe.stages.image import Image, Manifest, Progress, manifests_before, remove
 from segpipe.stages.rounds import drop_objects, grow_regions, publish
 from segpipe.stages.seeds import (
@@ -41,13 +43,15 @@ SEEDS = ("seeds.bin", "seeds.offsets", RUNS)
 
 
 def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
-    """Write the label image (Y, X) uint32, ids 1..N in raster order of first pixels."""
+    """Write the label image (Y, X) uint32: ids 1..N in raster order of first pixels, or classes."""
     before = manifests_before(image, "stitch")["infer"]
     run = StageRun(image, "stitch", engine, progress, before)
     lattice = image.label_lattice
     levels = range(len(image.label_grid.levels))
     labels = [image.zarr / LABEL_GROUP / str(level) for level in levels]
     run.begin(labels, lambda: _create(image))
+    if image.model.card.classes:
+        return run.finish(label_classes(run, lattice))
     if image.settings.stitch.max_hole:
         find_holes(run, lattice)
     found = run.over("components", label_one, lattice, counts=True)
@@ -65,7 +69,9 @@ def stitch(image: Image, engine: Engine, progress: Progress) -> Manifest:
 def _create(image: Image) -> None:
     for path in (image.zarr / "labels", image.work / "front"):
         remove(path)
-    create_labels(image.zarr, image.label_grid, pixel_size_um=image.layout.pixel_size_um)
+    card, size = image.model.card, image.layout.pixel_size_um
+    classes = card.outputs if card.classes else ()
+    create_labels(image.zarr, image.label_grid, pixel_size_um=size, classes=classes)
 
 
 def label_one(work: Pass, name: str) -> Record:

@@ -12,9 +12,8 @@ its own border as in inference, and only there.
 The weight map and the interior were computed at the image's own scale: the first is not computed
 again for an enlarged crop, and the second does not depend on it.
 
-All of it is NumPy and SciPy: crops are made by threads beside the network's. While torch's operations
-ran in them, each with its own number of threads, a process ended in a segmentation fault once in two
-runs of all tests; that it came from there is likely, and was not shown.
+All of it is NumPy and SciPy: crops are made by threads beside the network's, and torch's operations
+would bring threads of their own into each.
 """
 
 from __future__ import annotations
@@ -147,12 +146,18 @@ class Window:
             places[axis] -= first
         return cls(slices[0], slices[1], places)
 
-    def sample(self, part: Array) -> NDArray[np.float32]:
-        """Bilinear samples of an array already cut to rows and columns: (M, size, size) float32."""
+    def sample(self, part: Array, order: int = 1) -> NDArray[np.float32]:
+        """Samples of an array already cut to rows and columns: (M, size, size) float32.
+
+        Parameters
+        ----------
+        order
+            1: bilinear; 0: the nearest pixel, for numbers between which there is nothing.
+        """
         sampled = np.empty((len(part), *self.places.shape[1:]), np.float32)
         for plane, result in zip(part, sampled, strict=True):
             whole = np.asarray(plane, np.float32)
-            ndimage.map_coordinates(whole, self.places, result, order=1, mode="nearest")
+            ndimage.map_coordinates(whole, self.places, result, order=order, mode="nearest")
         return sampled
 
 
@@ -160,7 +165,7 @@ def vary_intensity(
     image: NDArray[np.float32], augment: AugmentSettings, random: Random
 ) -> NDArray[np.float32]:
     """The crop (C, H, W), normalised, with other stain, blur, gain, offset, gamma and noise."""
-    if augment.stain > 0 and len(image) == 3:
+    if augment.stain > 0:
         image = vary_stain(image, augment.stain, random)
     if augment.blur_px > 0 and random.random() < 0.5:
         image = blurred(image, random.uniform(0.1, augment.blur_px))

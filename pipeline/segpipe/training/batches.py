@@ -20,7 +20,8 @@ from segpipe.settings import Settings
 from segpipe.training.augment import Window, draw_warp, vary_intensity
 from segpipe.training.dataset import Sample
 from segpipe.training.settings import TrainSettings
-from segpipe.training.targets import interior_of, weight_map
+from segpipe.training.targets import interior_of
+from segpipe.training.weights import Weighing
 
 Pixels = NDArray[np.float32]
 AHEAD = 4
@@ -36,7 +37,9 @@ class Batch:
     maps
         (N, K, H, W) float32 in [0, 1]: what the network is to give.
     weights
-        (N, H, W) float32, at least 1: the U-Net's weight map.
+        (N, H, W) float32: what a pixel counts.
+    classes
+        (N, H, W) int64, each pixel's class; None where the outputs are no classes.
     names
         Of the N samples, for messages.
     """
@@ -44,6 +47,7 @@ class Batch:
     images: Tensor
     maps: Tensor
     weights: Tensor
+    classes: Tensor | None
     names: tuple[str, ...]
 
 
@@ -54,7 +58,7 @@ class Prepared:
     ranges
         The intensities that become 0 and 1, by the card's rule: the pipeline's own.
     targets
-        (3, Y, X) float16: foreground, interior, weight.
+        (M, Y, X) float16: foreground, interior, weight; or, where outputs are classes, class and weight.
     """
 
     sample: Sample
@@ -62,14 +66,15 @@ class Prepared:
     targets: NDArray[np.float16]
 
     @classmethod
-    def of(cls, sample: Sample, card: ModelCard, weight: float) -> Prepared:
-        """Of a sample; `weight` scales what the weight map adds to 1."""
-        ranges = find_ranges(sample.pixels, card, Settings())
-        weights = np.ones(sample.labels.shape, np.float32)
-        if weight > 0:
-            weights += weight * (weight_map(sample.labels) - 1)
-        maps = [sample.labels > 0, interior_of(sample.labels), weights]
-        return cls(sample, ranges, np.stack(maps).astype(np.float16))
+    def of(cls, sample: Sample, card: ModelCard, weighing: Weighing) -> Prepared:
+        """Of a sample, for the outputs of the card."""
+        ranges, labels = find_ranges(sample.pixels, card, Settings()), sample.labels
+        maps = (
+            [labels, weighing.of_classes(labels)]
+            if card.classes
+            else [labels > 0, interior_of(labels), weighing.of_objects(labels)]
+        )
+        return cls(sample, ranges, np.stack([one.astype(np.float16) for one in maps]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,25 +99,33 @@ class BatchMaker:
         size = self.settings.course.batch
         chosen = random.choice(len(self.samples), size, p=self._chances)
         crops = [self._crop(self.samples[number], random) for number in chosen]
+        images, targets = (np.stack(parts) for parts in zip(*crops, strict=True))
+        names = tuple(self.samples[number].sample.name for number in chosen)
         outputs = len(self.settings.network.outputs)
-        return Batch(
-            torch.from_numpy(np.stack([image for image, _ in crops])),
-            torch.from_numpy(np.stack([targets[:outputs] for _, targets in crops])),
-            torch.from_numpy(np.stack([targets[2] for _, targets in crops])),
-            tuple(self.samples[number].sample.name for number in chosen),
+        tensor = torch.from_numpy
+        if not self.settings.network.classes:
+            maps, weights = targets[:, :outputs].copy(), targets[:, 2].copy()
+            return Batch(tensor(images), tensor(maps), tensor(weights), None, names)
+        classes, weights = targets[:, 0].astype(np.int64), targets[:, 1].copy()
+        maps = (classes[:, np.newaxis] == np.arange(outputs)[:, np.newaxis, np.newaxis]).astype(
+            np.float32
         )
+        return Batch(tensor(images), tensor(maps), tensor(weights), tensor(classes), names)
 
     def _crop(self, one: Prepared, random: np.random.Generator) -> tuple[Pixels, Pixels]:
-        """(C, H, W) and (3, H, W)."""
+        """(C, H, W), and the targets (M, H, W)."""
         augment, shape = self.settings.augment, one.sample.labels.shape
         warp = draw_warp((shape[0], shape[1]), self.crop, augment, random)
         window = Window.of(warp, (shape[0], shape[1]), self.crop)
         part = (slice(None), window.rows, window.columns)
         image = window.sample(normalise(one.sample.pixels[part], one.ranges))
-        targets = window.sample(one.targets[part])
-        foreground = (targets[0] >= 0.5).astype(np.float32)
-        maps = np.stack([foreground, targets[1] * foreground, targets[2]])
-        return vary_intensity(image, augment, random), maps
+        if self.settings.network.classes:
+            targets = window.sample(one.targets[part], order=0)
+        else:
+            targets = window.sample(one.targets[part])
+            targets[0] = targets[0] >= 0.5
+            targets[1] *= targets[0]
+        return vary_intensity(image, augment, random), targets
 
 
 def batches(maker: BatchMaker, start: int, stop: int, threads: int) -> Iterator[Batch]:

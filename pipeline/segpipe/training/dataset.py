@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from segpipe.errors import InputError, SegpipeError, SettingsError
 from segpipe.geometry import Box
+from segpipe.labels import LabelFile, LabelImage
 from segpipe.slide import IMAGE_SUFFIXES, open_slide, select_channels
 from segpipe.training.settings import DataSettings
 
@@ -32,14 +33,15 @@ class Sample:
     pixels
         (C, Y, X), as the file holds them.
     labels
-        (Y, X) int32, 0 is background.
+        (Y, X) uint32: a number for each object, 0 is background; or each pixel's class, by its place
+        among the network's outputs.
     group, stratum
         See `DataSettings`; an image without a group is one of its own.
     """
 
     name: str
     pixels: Array
-    labels: NDArray[np.int32]
+    labels: NDArray[np.uint32]
     group: str
     stratum: str = ""
 
@@ -54,14 +56,22 @@ class Split:
     """Of the names on either side: which split a figure belongs to."""
 
 
-def load_samples(data: DataSettings, channels: int) -> list[Sample]:
+def load_samples(
+    data: DataSettings, channels: int, classes: Sequence[str] | None = None
+) -> list[Sample]:
     """Every image of the folder with its mask, in the order of names.
+
+    Parameters
+    ----------
+    classes
+        What the numbers of a mask stand for, from 0; None: each object has one of its own.
 
     Raises
     ------
     InputError
-        When images lack masks or the reverse, sizes differ, a mask is no label image, a file cannot
-        be read, or no mask holds an object. Up to three are named, with the number of the others.
+        When images lack masks or the reverse, sizes differ, a mask is no label image or one of other
+        classes, a file cannot be read, or no mask holds an object. Up to three are named, with
+        the number of the others.
     SettingsError
         When a folder or the index is missing, or the index lacks a column.
     """
@@ -81,7 +91,11 @@ def load_samples(data: DataSettings, channels: int) -> list[Sample]:
         row = {} if rows is None else rows[stem]
         try:
             pixels = _read_pixels(images[stem], data.channel, channels)
-            labels = read_labels(masks[stem], pixels.shape[1:])
+            labels = read_labels(masks[stem], (pixels.shape[1], pixels.shape[2]))
+            if classes is None:
+                _check_instances(masks[stem], labels)
+            else:
+                _check_classes(masks[stem], labels, classes)
         except SegpipeError as error:
             problems.append(str(error))
             continue
@@ -149,29 +163,26 @@ def split_samples(samples: Sequence[Sample], share: float, seed: int) -> Split:
     return Split(training, validation, hashlib.sha256(told.encode()).hexdigest()[:16])
 
 
-def read_labels(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.int32]:
-    """The labels in a mask file: (Y, X) int32.
+def read_labels(path: Path, shape: tuple[int, int]) -> NDArray[np.uint32]:
+    """The numbers in the mask of an image of this shape: (Y, X) uint32.
 
     Raises
     ------
     InputError
         When it has several channels, another shape than the image, or is no label image: fractions,
-        negative numbers, or one number for many pieces.
+        NaN or negative numbers.
     """
-    with open_slide(path) as slide:
-        if slide.shape[0] != 1:
+    with LabelImage(LabelFile(path.stem, path)) as mask:
+        if mask.shape != shape:
             raise InputError(
-                f"{path}: {slide.shape[0]} channels; a label mask has one, with a number per object"
-            )
-        if shape is not None and slide.shape[1:] != tuple(shape):
-            raise InputError(
-                f"{path}: {slide.shape[1]} x {slide.shape[2]} pixels, its image has "
+                f"{path}: {mask.shape[0]} x {mask.shape[1]} pixels, its image has "
                 f"{shape[0]} x {shape[1]}"
             )
-        pixels = slide.read(Box(0, 0, *slide.shape[1:]))[0]
-    labels: NDArray[np.int32] = pixels.astype(np.int32)
-    if not np.array_equal(labels, pixels) or labels.min() < 0:
-        raise InputError(f"{path}: not a label image: numbers are negative or have fractions")
+        return mask.read(Box(0, 0, *shape))
+
+
+def _check_instances(path: Path, labels: NDArray[np.uint32]) -> None:
+    """Refuse a mask of one number for many pieces."""
     ids = np.unique(labels[labels > 0])
     if len(ids) == 1:
         _, pieces = ndimage.label(labels)
@@ -180,7 +191,15 @@ def read_labels(path: Path, shape: tuple[int, int] | None = None) -> NDArray[np.
                 f"{path}: a mask of one number, {ids[0]}, in {pieces} pieces; a label mask gives each "
                 "object a number of its own (scipy.ndimage.label does, where objects do not touch)"
             )
-    return labels
+
+
+def _check_classes(path: Path, labels: NDArray[np.uint32], classes: Sequence[str]) -> None:
+    """Refuse a mask with a number that is no class."""
+    if labels.max() >= len(classes):
+        raise InputError(
+            f"{path}: it holds the number {labels.max()}; expected one from 0 to {len(classes) - 1} for "
+            f"each pixel, its class among {', '.join(classes)}"
+        )
 
 
 def _read_pixels(path: Path, wanted: tuple[str, ...] | None, channels: int) -> Array:

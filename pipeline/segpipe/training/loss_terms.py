@@ -62,6 +62,19 @@ def class_cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor | None 
     return (losses if weights is None else losses * weights).mean()
 
 
+def one_against_rest(logits: Tensor) -> Tensor:
+    """Logits (N, K, H, W) whose sigmoid is the softmax of the given ones over K: the same shape.
+
+    s(x_k - log sum_(j != k) exp x_j) = exp x_k / sum_j exp x_j.
+    """
+    logits = logits.float()
+    rest = [
+        torch.cat([logits[:, :one], logits[:, one + 1 :]], dim=1).logsumexp(dim=1)
+        for one in range(logits.shape[1])
+    ]
+    return logits - torch.stack(rest, dim=1)
+
+
 def soft_dice(
     logits: Tensor, targets: Tensor, smooth: float = 1.0, over_batch: bool = False
 ) -> Tensor:

@@ -1,18 +1,21 @@
-"""What training minimises: the losses that settings name, and the targets they take.
+"""What training minimises: losses of all that a network gives in training.
 
-A loss of `LOSSES` takes all that a network gives in training, and all targets:
+A loss takes all that a network gives in training, and all targets:
 
-    loss = LOSSES["unet3plus"](gamma=2.0)
+    loss = UNet3PlusLoss(gamma=2.0)
     loss(network.forward_training(image), targets).backward()
 
 With deep supervision each takes the mean over the sides or their sum, as its source does; with one
 side that is the same. If the network has a classification head, every loss adds its cross-entropy:
 the head's answer blanks the outputs, so a head that nothing trains would blank them at random.
+
+Where the targets have classes, which exclude one another, cross-entropy is that of the softmax, and
+the other losses compare each output's share of the softmax, not its sigmoid, with its map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segpipe.models.network import TrainingOutput
+from segpipe.training.batch_targets import Targets
 from segpipe.training.loss_terms import (
     check_shapes,
     class_cross_entropy,
@@ -29,57 +33,9 @@ from segpipe.training.loss_terms import (
     focal,
     iou,
     ms_ssim,
+    one_against_rest,
     soft_dice,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """What a batch should give; H and W are those of the network's output.
-
-    Parameters
-    ----------
-    maps
-        (N, K, H, W) float32 in [0, 1], a map for each output.
-    weights
-        (N, H, W) float32, what a pixel counts in a cross-entropy; None: 1.
-    classes
-        (N, H, W) int64 in [0, K), for networks whose outputs exclude each other; else None.
-
-    Raises
-    ------
-    ValueError
-        When shapes do not fit each other.
-    """
-
-    maps: Tensor
-    weights: Tensor | None = None
-    classes: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.maps.ndim != 4:
-            raise ValueError(f"maps are {tuple(self.maps.shape)}; expected (N, K, H, W)")
-        expected = (self.maps.shape[0], *self.maps.shape[2:])
-        for name, tensor in (("weights", self.weights), ("classes", self.classes)):
-            if tensor is not None and tensor.shape != expected:
-                raise ValueError(f"{name} are {tuple(tensor.shape)}; expected {expected}")
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
-        """The same on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def without_border(self, pixels: int) -> Targets:
-        """What is left for a network whose output is so much smaller on each side."""
-        if not pixels:
-            return self
-        return self._each(lambda tensor: tensor[..., pixels:-pixels, pixels:-pixels])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Targets:
-        return Targets(
-            change(self.maps),
-            None if self.weights is None else change(self.weights),
-            None if self.classes is None else change(self.classes),
-        )
 
 
 class Loss(Protocol):
@@ -96,13 +52,9 @@ class CrossEntropy:
 
     def __call__(self, output: TrainingOutput, targets: Targets) -> Tensor:
         """Scalar float32."""
-
-        def side_loss(logits: Tensor) -> Tensor:
-            if targets.classes is not None:
-                return class_cross_entropy(logits, targets.classes, targets.weights)
-            return cross_entropy(logits, targets.maps, targets.weights)
-
-        return _mean_over_sides(side_loss, output, targets)
+        return _mean_over_sides(
+            lambda logits: _weighed_cross_entropy(logits, targets), output, targets
+        )
 
 
 @dataclass(frozen=True)
@@ -112,10 +64,15 @@ class SoftDice:
     smooth: float = 1.0
     over_batch: bool = False
 
+    def __post_init__(self) -> None:
+        _check_smooth(self.smooth)
+
     def __call__(self, output: TrainingOutput, targets: Targets) -> Tensor:
         """Scalar float32."""
         return _mean_over_sides(
-            lambda logits: soft_dice(logits, targets.maps, self.smooth, self.over_batch),
+            lambda logits: soft_dice(
+                _shares(logits, targets), targets.maps, self.smooth, self.over_batch
+            ),
             output,
             targets,
         )
@@ -134,7 +91,9 @@ class Focal:
     def __call__(self, output: TrainingOutput, targets: Targets) -> Tensor:
         """Scalar float32."""
         return _mean_over_sides(
-            lambda logits: focal(logits, targets.maps, self.alpha, self.gamma), output, targets
+            lambda logits: focal(_shares(logits, targets), targets.maps, self.alpha, self.gamma),
+            output,
+            targets,
         )
 
 
@@ -144,7 +103,9 @@ class MsSsim:
 
     def __call__(self, output: TrainingOutput, targets: Targets) -> Tensor:
         """Scalar float32."""
-        return _mean_over_sides(lambda logits: ms_ssim(logits, targets.maps), output, targets)
+        return _mean_over_sides(
+            lambda logits: ms_ssim(_shares(logits, targets), targets.maps), output, targets
+        )
 
 
 @dataclass(frozen=True)
@@ -154,10 +115,17 @@ class Iou:
     smooth: float = 1.0
     over_batch: bool = False
 
+    def __post_init__(self) -> None:
+        _check_smooth(self.smooth)
+
     def __call__(self, output: TrainingOutput, targets: Targets) -> Tensor:
         """Scalar float32."""
         return _mean_over_sides(
-            lambda logits: iou(logits, targets.maps, self.smooth, self.over_batch), output, targets
+            lambda logits: iou(
+                _shares(logits, targets), targets.maps, self.smooth, self.over_batch
+            ),
+            output,
+            targets,
         )
 
 
@@ -172,12 +140,15 @@ class UNetPlusPlusLoss:
 
     smooth: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_smooth(self.smooth)
+
     def __call__(self, output: TrainingOutput, targets: Targets) -> Tensor:
         """Scalar float32, 0 or more."""
         return _mean_over_sides(
             lambda logits: (
-                0.5 * cross_entropy(logits, targets.maps, targets.weights)
-                + soft_dice(logits, targets.maps, self.smooth)
+                0.5 * _weighed_cross_entropy(logits, targets)
+                + soft_dice(_shares(logits, targets), targets.maps, self.smooth)
             ),
             output,
             targets,
@@ -199,6 +170,7 @@ class UNet3PlusLoss:
 
     def __post_init__(self) -> None:
         _check_focal(self.alpha, self.gamma)
+        _check_smooth(self.smooth)
 
     def __call__(self, output: TrainingOutput, targets: Targets) -> Tensor:
         """Scalar float32."""
@@ -206,7 +178,7 @@ class UNet3PlusLoss:
             focal(logits, targets.maps, self.alpha, self.gamma)
             + ms_ssim(logits, targets.maps)
             + iou(logits, targets.maps, self.smooth)
-            for logits in output.sides
+            for logits in (_shares(side, targets) for side in output.sides)
         ]
         return _with_classification(torch.stack(losses).sum(), output, targets)
 
@@ -251,11 +223,11 @@ class InstanceLoss:
         Raises
         ------
         ValueError
-            When there are more than two outputs.
+            When there are more than two outputs, or they are classes.
         """
-        if targets.maps.shape[1] > 2:
+        if targets.maps.shape[1] > 2 or targets.classes is not None:
             raise ValueError(
-                f"the instance loss of {targets.maps.shape[1]} outputs; "
+                f"the instance loss of {targets.maps.shape[1]} outputs or classes; "
                 "expected foreground, or foreground and interior"
             )
         return _mean_over_sides(lambda logits: self._of_side(logits, targets), output, targets)
@@ -277,19 +249,6 @@ class InstanceLoss:
         )
 
 
-LOSSES: Mapping[str, Callable[..., Loss]] = {
-    "instance": InstanceLoss,
-    "cross_entropy": CrossEntropy,
-    "soft_dice": SoftDice,
-    "focal": Focal,
-    "ms_ssim": MsSsim,
-    "iou": Iou,
-    "unetplusplus": UNetPlusPlusLoss,
-    "unet3plus": UNet3PlusLoss,
-}
-"""Name in settings -> builder, whose parameters are the fields of the class."""
-
-
 def _mean_over_sides(
     side_loss: Callable[[Tensor], Tensor], output: TrainingOutput, targets: Targets
 ) -> Tensor:
@@ -301,6 +260,22 @@ def _with_classification(loss: Tensor, output: TrainingOutput, targets: Targets)
     if output.classification is None:
         return loss
     return loss + classification_loss(output.classification, targets.maps)
+
+
+def _weighed_cross_entropy(logits: Tensor, targets: Targets) -> Tensor:
+    if targets.classes is not None:
+        return class_cross_entropy(logits, targets.classes, targets.weights)
+    return cross_entropy(logits, targets.maps, targets.weights)
+
+
+def _shares(logits: Tensor, targets: Targets) -> Tensor:
+    """Logits whose sigmoid is what each output claims of a pixel."""
+    return logits if targets.classes is None else one_against_rest(logits)
+
+
+def _check_smooth(smooth: float) -> None:
+    if not 0 < smooth <= 1e6:
+        raise ValueError(f"smooth {smooth}; expected a number above 0, without which 0 / 0 occurs")
 
 
 def _check_focal(alpha: float, gamma: float) -> None:

@@ -7,30 +7,23 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from segpipe.evaluate import Scores, score_image
-from segpipe.export.drawing import Picture, contrast, outline
-from segpipe.memory import label_instances
+from segpipe.export.comparison import PREDICTED, TRUTH, compare_outlines
+from segpipe.export.drawing import Picture, contrast
 from segpipe.models.card import ModelCard
 from segpipe.records import write_text
-from segpipe.settings import Settings
-from segpipe.stages.image import decode_of
 from segpipe.training.batches import Prepared
+from segpipe.training.history import History
 from segpipe.training.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from segpipe.training.run import History
+from segpipe.training.validation import Judge
 
 PANELS = 8
 PANEL_PX = 512
-TRUTH, PREDICTED, BOTH = (86, 180, 233), (230, 159, 0), (255, 255, 255)
-"""Sky blue, orange and white: told apart with every colour vision (Okabe and Ito 2008)."""
 _WIDTH, _HEIGHT, _EDGE = 520, 220, 44
 
 
@@ -39,7 +32,7 @@ def write_report(
     settings: TrainSettings,
     history: History,
     card: ModelCard,
-    scores: Scores,
+    judge: Judge,
     validation: Sequence[Prepared],
     maps: Sequence[NDArray[np.uint8]],
 ) -> None:
@@ -51,7 +44,7 @@ def write_report(
         (K, Y, X) of each validation image.
     """
     curves = {"loss": history.losses}
-    for name in ("AP at IoU .50", "AP at IoU .90", "mean AP, IoU .50 to .90"):
+    for name in judge.curves:
         curves[name] = {step: row[name] for step, row in history.validations.items()}
     figures = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
@@ -77,7 +70,7 @@ pre {{ background: #f4f4f4; padding: 1em; overflow: auto }}
 <h2>Validation images, the worst, the median and the best</h2>
 <p>Outlines: white where truth and prediction agree, <span style="color:rgb{TRUTH}">blue</span> of the
 truth alone, <span style="color:rgb{PREDICTED}">orange</span> of the prediction alone.</p>
-{"".join(_panels(card, scores, validation, maps))}
+{"".join(_panels(card, judge, validation, maps))}
 <h2>Thresholds</h2><pre>{html.escape(decode)}</pre>
 <h2>Settings</h2><pre>{html.escape(told)}</pre>
 </html>
@@ -111,36 +104,29 @@ aria-label="{html.escape(name)} over steps">
 
 def _panels(
     card: ModelCard,
-    scores: Scores,
+    judge: Judge,
     validation: Sequence[Prepared],
     maps: Sequence[NDArray[np.uint8]],
 ) -> list[str]:
-    """Figures of the images at evenly spaced ranks of AP at IoU .50."""
-    order = sorted(range(len(maps)), key=lambda number: scores.images[number].ap(0.5))
+    """Figures of the images at evenly spaced ranks of the judge's score."""
+    scores = [
+        judge.score(one.sample.labels, judge.labels(found, card))
+        for one, found in zip(validation, maps, strict=True)
+    ]
+    order = sorted(range(len(maps)), key=scores.__getitem__)
     ranks = np.unique(np.linspace(0, len(order) - 1, PANELS).round().astype(int))
-    thresholds = decode_of(Settings(), card)
     figures = []
     for number in (order[rank] for rank in ranks):
-        one, found = validation[number], maps[number]
-        predicted = label_instances(found[0], found[-1], thresholds)
-        picture = overlay(_display(one), one.sample.labels, predicted)
+        one = validation[number]
+        picture = compare_outlines(
+            _display(one), one.sample.labels, judge.labels(maps[number], card)
+        )
         figures.append(
             f'<figure><img alt="" src="data:image/png;base64,{_png(picture)}" '
             f'width="{min(PANEL_PX, picture.shape[1])}"><figcaption>{html.escape(one.sample.name)}: '
-            f"AP at IoU .50 {score_image(one.sample.labels, predicted).ap(0.5):.3f}"
-            "</figcaption></figure>"
+            f"{judge.of_image} {scores[number]:.3f}</figcaption></figure>"
         )
     return figures
-
-
-def overlay(display: Picture, truth: NDArray[Any], predicted: NDArray[Any]) -> Picture:
-    """A copy of `display`, (h, w, 3), with the outlines of truth and prediction."""
-    picture = display.copy()
-    true, found = outline(truth), outline(predicted)
-    picture[true] = TRUTH
-    picture[found] = PREDICTED
-    picture[true & found] = BOTH
-    return picture
 
 
 def _display(one: Prepared) -> Picture:

@@ -1,92 +1,28 @@
-"""A training from its YAML to a model file; stopped at any time, the same command goes on.
-
-output/checkpoint.pt        network, averaged weights, optimiser, step, history, best so far
-output/history.csv          step, loss, learning rate, validation figures
-output/<name>.safetensors   the best averaged weights, with the card
-output/report.html          curves and validation overlays
-"""
+"""A training from its YAML to a model file; stopped at any time, the same command goes on."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
 import logging
 import os
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from segpipe import __version__
-from segpipe.errors import InputError, SettingsError, Stopped
-from segpipe.evaluate import Scores
-from segpipe.models.card import Decode, ModelCard, nearest, parse_card
-from segpipe.models.context import ModelGeometry, next_admissible
-from segpipe.models.foreign import DAMAGED
-from segpipe.models.modelfile import SUFFIX, model_geometry, write_model
-from segpipe.models.network import build_network
+from segpipe.errors import InputError, SettingsError
+from segpipe.models.card import Decode, ModelCard, parse_card
+from segpipe.models.modelfile import model_geometry
+from segpipe.models.network import build_network, build_twin
 from segpipe.prepare import writable_folder
-from segpipe.records import locked, write_text
+from segpipe.records import locked
 from segpipe.segmenter import choose_device
-from segpipe.stopping import stop_on_signals
-from segpipe.training.batches import BatchMaker, Prepared, batches
+from segpipe.training.course import CHECKPOINT, Course, Trained, input_size
 from segpipe.training.dataset import Split, load_samples, split_samples
-from segpipe.training.losses import LOSSES
-from segpipe.training.report import write_report
-from segpipe.training.settings import TrainSettings
-from segpipe.training.trainer import Trainer, learning_rate
-from segpipe.training.validation import (
-    Windows,
-    predict_maps,
-    rounded,
-    score,
-    summary,
-    tune_decode,
-)
+from segpipe.training.named_losses import WEIGHING, build_loss
+from segpipe.training.settings import HEAVIEST, TrainSettings
+from segpipe.training.trainer import Trainer
+from segpipe.training.weights import Weighing, balanced_class_weights
 
 log = logging.getLogger(__name__)
-CHECKPOINT = "checkpoint.pt"
-SELECTED_BY = "mean AP, IoU .50 to .90"
-"""The figure by which the best weights are chosen."""
-BETWEEN_CHECKPOINTS_S = 60.0
-
-
-@dataclass
-class History:
-    """What has been seen so far.
-
-    losses
-        Mean loss of the steps since the row before, by step.
-    validations
-        Figures of the averaged weights, by step.
-    """
-
-    losses: dict[int, float] = field(default_factory=dict)
-    validations: dict[int, dict[str, float]] = field(default_factory=dict)
-
-    def best(self) -> int | None:
-        """The step of the best validation; the first of equals."""
-        if not self.validations:
-            return None
-        return max(self.validations, key=lambda step: self.validations[step][SELECTED_BY])
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The outcome of a training."""
-
-    model: Path
-    report: Path
-    card: ModelCard
-    scores: Scores
 
 
 def train(settings: TrainSettings, *, restart: bool = False) -> Trained:
@@ -100,21 +36,18 @@ def train(settings: TrainSettings, *, restart: bool = False) -> Trained:
     SettingsError, ModelError
         When a setting does not fit, or `output` holds a training of other settings.
     InputError
-        When images or masks cannot be used, or the loss is not a number.
+        When images or masks cannot be used, a class occurs in none, or the loss is not a number.
     Stopped
         After SIGINT or SIGTERM; the same call goes on.
     """
-    if settings.loss.name not in LOSSES:
-        raise SettingsError(
-            f"loss.name is {settings.loss.name!r}{nearest(settings.loss.name, LOSSES)}; "
-            f"expected one of {', '.join(LOSSES)}"
-        )
+    _check_loss(settings)
     out = writable_folder(settings.output)
     with locked(out / "training", settings.name):
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
         card = first_card(settings)
         geometry = model_geometry(card)
-        samples = load_samples(settings.data, len(card.channels))
+        _check_crops(card, settings)
+        samples = load_samples(settings.data, len(card.channels), settings.network.classes)
         split = split_samples(samples, settings.data.validation, settings.seed)
         log.info(
             "%d images for training, %d for validation (split %s)",
@@ -123,9 +56,8 @@ def train(settings: TrainSettings, *, restart: bool = False) -> Trained:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             network = build_network(*card.network_arguments)
-        course = Course(
-            settings, card, geometry, split, Trainer(network, settings, _device(settings))
-        )
+        trainer = Trainer(network, settings, choose_device(settings.device))
+        course = Course(settings, card, geometry, split, trainer, weighing_of(settings, split))
         if restart:
             (out / CHECKPOINT).unlink(missing_ok=True)
         course.resume()
@@ -160,194 +92,69 @@ def first_card(settings: TrainSettings) -> ModelCard:
     )
 
 
-class Course:
-    """A training under way."""
+def weighing_of(settings: TrainSettings, split: Split) -> Weighing:
+    """What decides the weights of pixels: from the settings, and what the training masks hold.
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        card: ModelCard,
-        geometry: ModelGeometry,
-        split: Split,
-        trainer: Trainer,
-    ) -> None:
-        self.settings, self.card, self.geometry, self.split = settings, card, geometry, split
-        self.trainer = trainer
-        self.out = settings.output
-        self.digest = _digest(settings, split, trainer)
-        self.step = 0
-        self.history = History()
-        self.recent: list[float] = []
-        self.best: dict[str, Any] | None = None
-        weight = settings.loss.weight_map
-        self.training = [Prepared.of(sample, card, weight) for sample in split.training]
-        self.validation = [Prepared.of(sample, card, 0.0) for sample in split.validation]
-
-    def resume(self) -> None:
-        """Go on from the checkpoint, if there is one.
-
-        Raises
-        ------
-        SettingsError
-            When it is damaged, or of another training.
-        """
-        path = self.out / CHECKPOINT
-        if not path.is_file():
-            return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            is_ours = state["digest"] == self.digest
-            if is_ours:
-                self.trainer.load(state["trainer"])
-                self.step, self.recent, self.best = state["step"], state["recent"], state["best"]
-                self.history = History(state["losses"], state["validations"])
-        except (OSError, *DAMAGED) as error:
-            reason = " ".join(str(error).split())[:100] or type(error).__name__
-            raise SettingsError(
-                f"{path} is damaged ({reason}); begin anew with --restart"
-            ) from error
-        if not is_ours:
-            raise SettingsError(
-                f"{path} is of a training with other settings, images or versions of segpipe; give "
-                "another output, or begin anew with --restart"
-            )
-        log.info("going on from step %d", self.step)
-
-    def save(self) -> None:
-        """Write the checkpoint; under its name there is always a whole one."""
-        state = {
-            "digest": self.digest,
-            "trainer": self.trainer.state(),
-            "step": self.step,
-            "recent": self.recent,
-            "best": self.best,
-            "losses": self.history.losses,
-            "validations": self.history.validations,
-        }
-        path = self.out / CHECKPOINT
-        partial = path.with_name(f".{CHECKPOINT}.part")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        write_text(self.out / "history.csv", self._history_csv())
-
-    def run(self) -> None:
-        """The steps that are left.
-
-        Raises
-        ------
-        Stopped
-            After SIGINT or SIGTERM, with a checkpoint written.
-        """
-        course = self.settings.course
-        size = next_admissible(self.trainer.network, course.crop)
-        maker = BatchMaker(self.training, self.settings, size)
-        threads = max(1, (self.settings.threads or os.cpu_count() or 1) // 2)
-        saved = time.monotonic()
-        with (
-            stop_on_signals() as stop,
-            tqdm(
-                total=course.steps, initial=self.step, unit="step", dynamic_ncols=True,
-                disable=not sys.stderr.isatty(),
-            ) as bar,
-        ):  # fmt: skip
-            for batch in batches(maker, self.step, course.steps, threads):
-                self.recent.append(self.trainer.step(batch, self.step))
-                self.step += 1
-                bar.update()
-                bar.set_postfix_str(f"loss {np.mean(self.recent[-100:]):.3f}", refresh=False)
-                is_due = self.step % course.validate_every == 0 or self.step == course.steps
-                if is_due:
-                    self._validate()
-                if is_due or stop.asked or time.monotonic() - saved > BETWEEN_CHECKPOINTS_S:
-                    self.save()
-                    saved = time.monotonic()
-                if stop.asked:
-                    raise Stopped(f"stopped at step {self.step} of {course.steps}")
-
-    def _validate(self) -> None:
-        scores = score(self._maps(), self.validation, self.card)
-        figures = summary(scores)
-        self.history.losses[self.step] = float(np.mean(self.recent))
-        self.recent.clear()
-        self.history.validations[self.step] = figures
-        log.info(
-            "step %d: loss %.4f, validation AP .50 %.3f, .90 %.3f, mean %.3f",
-            *(self.step, self.history.losses[self.step]),
-            *(figures["AP at IoU .50"], figures["AP at IoU .90"], figures[SELECTED_BY]),
-        )
-        if self.history.best() == self.step:
-            averaged = self.trainer.averaged.state_dict()
-            self.best = {key: value.detach().cpu().clone() for key, value in averaged.items()}
-
-    def _maps(self) -> list[np.ndarray[Any, Any]]:
-        windows = Windows(self.trainer.averaged, self.trainer.device, self.card.outputs)
-        return predict_maps(windows, self.geometry, self.validation)
-
-    def finish(self) -> Trained:
-        """Tune the thresholds of the best weights, and write model file and report."""
-        best = self.history.best()
-        if self.best is None or best is None:
-            raise InputError("nothing was validated")
-        self.trainer.averaged.load_state_dict(self.best)
-        maps = self._maps()
-        tuned, scores = tune_decode(maps, self.validation, self.card)
-        figures: dict[str, float | str] = {
-            "measured on": f"{len(self.validation)} validation images with "
-            f"{sum(len(np.unique(s.sample.labels)) - 1 for s in self.validation)} objects, on which "
-            "weights and thresholds were chosen; pooled over images unless said otherwise",
-            **rounded(summary(scores)),
-            "split": self.split.digest,
-            "trained for": f"{best} steps of {self.settings.course.batch} crops of "
-            f"{self.settings.course.crop} px",
-        }
-        card = tuned.model_copy(
-            update={"figures": figures, "object_diameter_px": _diameter(self.training)}
-        )
-        model = self.out / f"{self.settings.name}{SUFFIX}"
-        write_model(model, self.trainer.averaged, card)
-        report = self.out / "report.html"
-        write_report(report, self.settings, self.history, card, scores, self.validation, maps)
-        log.info("wrote %s and %s", model, report)
-        return Trained(model, report, card, scores)
-
-    def _history_csv(self) -> str:
-        text = io.StringIO()
-        names = list(next(iter(self.history.validations.values()), {}))
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["step", "loss", "learning rate", *names])
-        for step, loss in self.history.losses.items():
-            figures = self.history.validations.get(step, {})
-            rate = learning_rate(self.settings.course, step - 1)
-            writer.writerow([step, loss, rate, *(figures.get(name, "") for name in names)])
-        return text.getvalue()
-
-
-def _diameter(training: Sequence[Prepared]) -> float:
-    """Median equivalent diameter of the objects, in pixels."""
-    areas = [np.bincount(one.sample.labels.ravel())[1:] for one in training]
-    sizes = np.concatenate(areas)
-    return round(float(np.median(2 * np.sqrt(sizes[sizes > 0] / np.pi))), 1)
-
-
-def _device(settings: TrainSettings) -> torch.device:
-    return choose_device(settings.device)
-
-
-def _digest(settings: TrainSettings, split: Split, trainer: Trainer) -> str:
-    """Of everything that the weights depend on: settings, pixels, labels, device, threads, torch.
-
-    Where files lie is not among it.
+    Raises
+    ------
+    InputError
+        When a class occurs in no mask, or is so rare that its balanced weight would be absurd.
     """
-    tree = settings.model_dump(mode="json", exclude={"output", "card"})
-    tree["data"] = {key: tree["data"][key] for key in ("channel", "validation")}
-    made_by = [torch.__version__, trainer.device.type, str(trainer.precision)]
-    threads = torch.get_num_threads() if trainer.device.type == "cpu" else 0
-    told = json.dumps([__version__, tree, split.digest, made_by, threads], sort_keys=True)
-    digest = hashlib.sha256(told.encode())
-    for sample in (*split.training, *split.validation):
-        digest.update(sample.pixels.tobytes())
-        digest.update(sample.labels.tobytes())
-    return digest.hexdigest()[:16]
+    loss, names = settings.loss, settings.weighed
+    pixels = np.zeros(len(names), np.int64)
+    for sample in split.training:
+        numbers = sample.labels if settings.network.classes else sample.labels > 0
+        pixels += np.bincount(numbers.ravel(), minlength=len(names))
+    if settings.network.classes:
+        missing = [name for name, count in zip(names, pixels, strict=True) if not count]
+        if missing:
+            raise InputError(
+                f"no mask of the training images holds {' or '.join(missing)}; give images with it, "
+                "another seed, or leave it out of network.outputs"
+            )
+    weights = None
+    if isinstance(loss.class_weights, dict):
+        weights = tuple(loss.class_weights[name] for name in names)
+    elif loss.class_weights is not None:
+        weights = balanced_class_weights(pixels.tolist())
+    if weights is not None and max(weights) > HEAVIEST:
+        rarest = int(np.argmax(weights))
+        raise InputError(
+            f"{names[rarest]} makes up {pixels[rarest] / pixels.sum():.1g} of the training masks; its "
+            f"balanced weight would be {weights[rarest]:.0f}, expected at most {HEAVIEST:.0f}: give "
+            "numbers for loss.class_weights"
+        )
+    mapped = loss.weight_map is not False and not settings.network.classes
+    return Weighing(weights, loss.w0 if mapped else 0.0, loss.sigma_px)
+
+
+def _check_loss(settings: TrainSettings) -> None:
+    """Refuse a loss that does not take what the settings give it."""
+    build_loss(settings.loss_name, settings.loss.parameters)
+    if settings.network.classes and settings.loss_name == "instance":
+        raise SettingsError(
+            "loss.name instance is of foreground and interior; for classes take cross_entropy, "
+            "soft_dice, focal, iou, ms_ssim, unetplusplus or unet3plus"
+        )
+    for key in ("class_weights", "weight_map"):
+        if getattr(settings.loss, key) and settings.loss_name not in WEIGHING:
+            raise SettingsError(
+                f"loss.{key} weighs pixels, which {settings.loss_name} does not; leave it out, or take "
+                f"{', '.join(WEIGHING)}"
+            )
+
+
+def _check_crops(card: ModelCard, settings: TrainSettings) -> None:
+    """Refuse crops so few and small that batch norm has one value of a channel."""
+    course = settings.course
+    with torch.device("meta"):
+        network = build_twin(*card.network_arguments).train()
+        size = input_size(network, course.crop)
+        try:
+            network.forward_training(torch.zeros(course.batch, len(card.channels), size, size))
+        except ValueError as error:
+            raise SettingsError(
+                f"course.batch {course.batch} and course.crop {course.crop}: in the middle of "
+                f"{card.architecture.name} that is one value of a channel, of which batch norm can tell "
+                "nothing; make batch 2 or more, or the crop larger"
+            ) from error

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segpipe.errors import SettingsError
 from segpipe.models.card import Architecture, Fixed, Name, Percentile, first_problem
 from segpipe.settings import read_yaml
+
+INSTANCES = ("foreground", "interior")
+"""Outputs of a network that finds objects; the first may be alone."""
+HEAVIEST = 1000.0
+"""Largest weight of a class."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Span = tuple[float, float]
@@ -51,22 +56,28 @@ class AugmentSettings(_Section):
 
     flip: bool = Field(True, description="mirror at random")
     rotate: bool = Field(True, description="turn by any angle")
-    scale: Span = Field((0.7, 1.4), description="enlarge by a factor, evenly in its logarithm")
+    scale: Span = Field(
+        (0.7, 1.4), description="enlarge by a factor from 0.1 to 10, evenly in its logarithm"
+    )
     elastic_px: float = Field(
         10.0,
         ge=0,
+        le=100,
         description="standard deviation of the displacements on a coarse 3 x 3 grid; 0: none",
     )
     gain: Span = Field((0.6, 1.6), description="factor of the normalised intensities")
     offset: Span = Field((-0.1, 0.1), description="added to them")
     gamma: Span = Field((1.0, 1.0), description="exponent of them, where above 0")
-    noise: float = Field(0.02, ge=0, description="largest standard deviation of noise added")
-    blur_px: float = Field(1.0, ge=0, description="largest sigma of a blur, for half of the crops")
+    noise: float = Field(0.02, ge=0, le=10, description="largest standard deviation of noise added")
+    blur_px: float = Field(
+        1.0, ge=0, le=50, description="largest sigma of a blur, for half of the crops"
+    )
     stain: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="H&E: each stain is changed by up to this share, and shifted by a tenth of it",
+        description="H&E, of red, green and blue only: each stain is changed by up to this share, and "
+        "shifted by a tenth of it",
     )
 
     @model_validator(mode="after")
@@ -75,6 +86,8 @@ class AugmentSettings(_Section):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"augment.{name} must be two rising positive numbers")
+        if not 0.1 <= self.scale[0] <= self.scale[1] <= 10:
+            raise ValueError("augment.scale must lie within 0.1 and 10")
         if self.offset[0] > self.offset[1]:
             raise ValueError("augment.offset must rise")
         return self
@@ -85,27 +98,63 @@ class NetworkSettings(_Section):
 
     architecture: Architecture
     channels: tuple[Name, ...] = Field(("nuclei",), description="what each input channel shows")
-    outputs: tuple[Literal["foreground", "interior"], ...] = Field(
-        ("foreground", "interior"), description="foreground, or foreground and interior"
+    outputs: tuple[Name, ...] = Field(
+        INSTANCES,
+        description="[foreground, interior] or [foreground], for masks with a number per object; or two "
+        "classes or more, for masks whose numbers are the places of their classes here, from 0",
     )
     normalisation: Annotated[Percentile | Fixed, Field(discriminator="kind")] = Percentile()
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes; None where objects are looked for."""
+        return None if self.outputs in (INSTANCES, INSTANCES[:1]) else self.outputs
+
     @model_validator(mode="after")
-    def _has_foreground(self) -> NetworkSettings:
-        if self.outputs not in (("foreground",), ("foreground", "interior")):
-            raise ValueError("network.outputs must be [foreground] or [foreground, interior]")
+    def _fit(self) -> NetworkSettings:
+        named = set(self.outputs)
+        if self.classes and (len(named) < max(2, len(self.outputs)) or named & set(INSTANCES)):
+            raise ValueError(
+                "network.outputs must be [foreground], [foreground, interior], or the names of two "
+                "classes or more, each once"
+            )
         return self
 
 
 class LossSettings(_Section):
     """What is minimised."""
 
-    name: str = Field("instance", description="a loss of `segpipe.training.losses.LOSSES`")
-    weight_map: Share = Field(
-        1.0,
-        description="how much of the U-Net's weight map between close objects is used: "
-        "1 as in the paper, 0 not at all",
+    name: str | None = Field(
+        None,
+        description="a loss of `segpipe.training.named_losses.LOSSES`; null: instance, or of classes "
+        "cross_entropy",
     )
+    parameters: dict[Name, bool | float] = Field(
+        {}, description="of that loss, such as focal's {gamma: 2, alpha: 0.25}"
+    )
+    weight_map: bool | None = Field(
+        None,
+        description="whether background between close objects counts more, as in the U-Net paper; "
+        "null: yes, where there are objects and the loss takes weights",
+    )
+    w0: float = Field(10.0, ge=0, le=1000, description="height of the weight map")
+    sigma_px: float = Field(5.0, gt=0, le=50, description="its width")
+    class_weights: str | dict[str, float] | None = Field(
+        None,
+        description="how much a pixel of each class counts, by its name (background and objects, where "
+        "the outputs are no classes); balanced: each class as much as any other",
+    )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weigh(cls, value: object) -> object:
+        if value is None or value == "balanced":
+            return value
+        if not isinstance(value, dict) or not all(
+            type(one) in (int, float) and 0 <= one <= HEAVIEST for one in value.values()
+        ):
+            raise ValueError(f"expected balanced, or numbers from 0 to {HEAVIEST:.0f} by class")
+        return value
 
 
 class CourseSettings(_Section):
@@ -113,7 +162,11 @@ class CourseSettings(_Section):
 
     steps: int = Field(10_000, ge=1, description="updates of the weights")
     batch: int = Field(8, ge=1, description="crops in each")
-    crop: int = Field(192, ge=16, description="pixels a side of a crop")
+    crop: int = Field(
+        192,
+        ge=16,
+        description="pixels a side of what the network gives for a crop; more, where it must be",
+    )
     learning_rate: float = Field(2e-3, gt=0, le=1, description="the highest; AdamW")
     weight_decay: float = Field(1e-4, ge=0, le=1)
     warmup: Share = Field(
@@ -152,6 +205,30 @@ class TrainSettings(_Section):
         "auto", description="of the network; auto: float16 on CUDA, float32 elsewhere"
     )
     threads: int | None = Field(None, ge=1, description="on CPU; null: as many as cores")
+
+    @property
+    def loss_name(self) -> str:
+        """That of `loss`, or the default."""
+        return self.loss.name or ("cross_entropy" if self.network.classes else "instance")
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """What `loss.class_weights` may name, in the order of the numbers in masks."""
+        return self.network.classes or ("background", "objects")
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainSettings:
+        classes, weights = self.network.classes, self.loss.class_weights
+        if classes and self.loss.weight_map:
+            raise ValueError("loss.weight_map is between objects; network.outputs are classes")
+        if isinstance(weights, dict) and set(weights) != set(self.weighed):
+            raise ValueError(f"loss.class_weights must name {', '.join(self.weighed)}")
+        if self.augment.stain > 0 and len(self.network.channels) != 3:
+            raise ValueError(
+                "augment.stain is of red, green and blue images; network.channels has "
+                f"{len(self.network.channels)}"
+            )
+        return self
 
 
 def load_train_settings(path: Path) -> TrainSettings:

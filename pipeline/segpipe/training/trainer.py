@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from segpipe.errors import InputError, SettingsError
 from segpipe.models.network import Network
+from segpipe.training.batch_targets import Targets
 from segpipe.training.batches import Batch
-from segpipe.training.losses import LOSSES, Targets
+from segpipe.training.named_losses import build_loss
 from segpipe.training.settings import CourseSettings, TrainSettings
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,7 +38,7 @@ class Trainer:
         self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.averaged: Network = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.precision = _precision(settings.precision, device)
-        self._loss = LOSSES[settings.loss.name]()
+        self._loss = build_loss(settings.loss_name, settings.loss.parameters)
         self._optimiser = torch.optim.AdamW(
             _decayed(self.network, settings.course.weight_decay), lr=settings.course.learning_rate
         )
@@ -77,7 +78,7 @@ class Trainer:
         return value
 
     def _targets(self, batch: Batch) -> Targets:
-        whole = Targets(maps=batch.maps, weights=batch.weights)
+        whole = Targets(batch.maps, batch.weights, batch.classes)
         return whole.without_border(self.network.margin).to(self.device)
 
     @torch.no_grad()

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segpipe.evaluate import Scores, score_images
 from segpipe.geometry import Box, TileGrid, ceil_to
 from segpipe.inference import predict_region
-from segpipe.memory import label_instances
 from segpipe.models.card import ModelCard
 from segpipe.models.context import ModelGeometry
 from segpipe.models.network import Network
 from segpipe.segmenter.forward import activate
-from segpipe.settings import Settings
-from segpipe.stages.image import decode_of
 from segpipe.training.batches import Prepared
 
 Maps = NDArray[np.uint8]
@@ -32,15 +28,20 @@ class Windows:
 
     network: Network
     device: torch.device
-    outputs: tuple[str, ...]
+    card: ModelCard
     batch: int = 1
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the K outputs."""
+        return self.card.outputs
 
     def __call__(self, windows: NDArray[np.float32], /) -> NDArray[np.float32]:
         """(N, C, H, W) -> (N, K, H - 2 margin, W - 2 margin) in [0, 1]."""
         tensor = torch.from_numpy(windows).to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode():
             logits = self.network(tensor)
-        return activate(logits.float().cpu().contiguous().numpy(), classes=False)
+        return activate(logits.float().cpu().contiguous().numpy(), self.card.classes)
 
 
 def predict_maps(
@@ -57,66 +58,42 @@ def predict_maps(
     return maps
 
 
-def score(maps: Iterable[Maps], prepared: Sequence[Prepared], card: ModelCard) -> Scores:
-    """Of the instances that these maps decode to; `maps` have one output or two."""
-    thresholds = decode_of(Settings(), card)
-    return score_images(
-        (one.sample.labels, label_instances(found[0], found[-1], thresholds))
-        for found, one in zip(maps, prepared, strict=True)
-    )
+class Judge(Protocol):
+    """What the figures of a training are: those of objects, or of classes.
 
-
-FOREGROUNDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
-INTERIORS = (
-    *((0.3,), (0.35,), (0.4,), (0.45,), (0.5,), (0.55,), (0.6,), (0.7,)),
-    *((0.5, 0.3), (0.6, 0.4), (0.7, 0.5), (0.8, 0.6), (0.7, 0.5, 0.3), (0.8, 0.6, 0.4)),
-)
-AREAS = (5, 10, 15, 20, 30, 40, 60)
-
-
-def tune_decode(
-    maps: Sequence[Maps], prepared: Sequence[Prepared], card: ModelCard
-) -> tuple[ModelCard, Scores]:
-    """The card with the thresholds of the best mean AP over .50 to .90 on these maps, and the scores.
-
-    One threshold after the other, each over its list with the others held, until none changes. Ties
-    keep what there is. Use it on validation images only.
+    `maps` and `prepared` below go together: probabilities and truth of the validation images.
     """
-    best, scores = card, score(maps, prepared, card)
-    while True:
-        start = best
-        for name, values in _choices(len(maps[0]) > 1):
-            for value in values:
-                candidate = best.model_copy(
-                    update={"decode": best.decode.model_copy(update={name: value})}
-                )
-                if candidate == best:
-                    continue
-                found = score(maps, prepared, candidate)
-                if found.mean_ap() > scores.mean_ap():
-                    best, scores = candidate, found
-        if best == start:
-            return best, scores
 
+    @property
+    def selected_by(self) -> str:
+        """The figure by which the best weights are chosen; the larger the better."""
 
-def _choices(interior: bool) -> list[tuple[str, Sequence[Any]]]:
-    choices: list[tuple[str, Sequence[Any]]] = [("foreground", FOREGROUNDS), ("min_area", AREAS)]
-    return choices + ([("interior", INTERIORS)] if interior else [])
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """The figures that are followed through the training."""
 
+    @property
+    def of_image(self) -> str:
+        """What `score` gives."""
 
-def summary(scores: Scores) -> dict[str, float]:
-    """The figures of a validation by the names that cards and pages use."""
-    return {
-        "AP at IoU .50": scores.ap(0.5),
-        "AP at IoU .75": scores.ap(0.75),
-        "AP at IoU .90": scores.ap(0.9),
-        "mean AP, IoU .50 to .90": scores.mean_ap(),
-        "AP at IoU .50, mean of images": scores.ap_by_image(0.5),
-        "AP at IoU .90, mean of images": scores.ap_by_image(0.9),
-        "PQ": scores.pq,
-        "AJI": scores.aji,
-        "Dice": scores.dice,
-    }
+    def figures(
+        self, maps: Sequence[Maps], prepared: Sequence[Prepared], card: ModelCard
+    ) -> dict[str, float]:
+        """All figures, by the names that cards and pages use."""
+
+    def tuned(
+        self, maps: Sequence[Maps], prepared: Sequence[Prepared], card: ModelCard
+    ) -> ModelCard:
+        """The card with the thresholds that are best on these images, if there are any."""
+
+    def labels(self, found: Maps, card: ModelCard) -> NDArray[Any]:
+        """The labels that `predict` makes of the probabilities of an image: (Y, X)."""
+
+    def score(self, truth: NDArray[Any], labels: NDArray[Any]) -> float:
+        """How good the labels of one image are."""
+
+    def extent(self, prepared: Sequence[Prepared]) -> str:
+        """How much was judged, such as "2,504 objects"."""
 
 
 def rounded(figures: dict[str, float]) -> dict[str, float]:
