@@ -14,7 +14,7 @@ with the number of files.
     picture    colours, outlines, letters, PNG
     table      the table of objects
     records    completion records and what they hand on
-    the rest   all else, manifests among it, such as looking what is to be done, and opening the file to see what is in it
+    the rest   all else: manifests, what is to be done, opening the file to see what is in it
 """
 
 from __future__ import annotations
