@@ -16,8 +16,9 @@ import numpy as np
 import psutil
 import pytest
 
-from fields import SIZES, labels_of, nuclei, run, table_of
+from fields import SIZES, labels_of, nuclei, run, same_results, table_of
 from segpipe.records import drop_records, read_records
+from segpipe.stages.image import STAGES
 
 SHAPE = (300, 420)
 
@@ -172,9 +173,71 @@ def test_a_torn_shard_is_done_again_and_only_that(image, reference, tmp_path):
     np.testing.assert_array_equal(labels_of(tmp_path, "field"), labels_of(reference, "field"))
 
 
+DAMAGES = {
+    "lost": lambda content: None,
+    "empty": lambda content: b"",
+    "torn": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: content[: len(content) // 2] + bytes(-(-len(content) // 2)),
+}
+"""What a power failure may leave of a file that nobody waited for."""
+
+
+def damage(path: Path, how: str) -> None:
+    content = DAMAGES[how](path.read_bytes())
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["empty", "torn", "zeros"])
+def test_whatever_a_power_failure_leaves_of_what_is_not_waited_for(tmp_path, how):
+    image, whole = nuclei(tmp_path / "field.tif", (140, 100)), tmp_path / "whole"
+    assert run(image, whole, "measure.preview=true").exit_code == 0
+    manifests = [f"manifests/field.{stage}.json" for stage in STAGES]
+    records = [f".segpipe/field.work/records/{stage}/*" for stage in STAGES]
+    results = ["field.parquet", "field.png"]
+    for number, damaged in enumerate(
+        [manifests, [*manifests, *records], results, [*manifests[2:], *records[2:], *results]]
+    ):
+        out = tmp_path / str(number)
+        shutil.copytree(whole, out)
+        files = [path for name in damaged for path in out.glob(name)]
+        assert len(files) == len(damaged)
+        for path in files:
+            damage(path, how)
+        assert run(image, out, "measure.preview=true").exit_code == 0
+        same_results(out, whole)
+
+
+@pytest.mark.parametrize("how", ["lost", "empty", "torn"])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_shard_that_is_not_whole_is_missed_whatever_vouches_for_it(
+    image, reference, tmp_path, how, told
+):
+    """By the record's length where the manifest is gone too, else by the manifest's bytes."""
+    arrays = {
+        "tile": "field.ome.zarr/0",
+        "infer": ".segpipe/field.work/probabilities.zarr",
+        "stitch": "field.ome.zarr/labels/instances/0",
+    }
+    for stage, array in arrays.items():
+        out = tmp_path / stage
+        shutil.copytree(reference, out)
+        shard = sorted(path for path in (out / array / "c").rglob("*") if path.is_file())[2]
+        damage(shard, how)
+        if not told:
+            (out / f"manifests/field.{stage}.json").unlink()
+        # What reads the array is to be done again, or it would not be looked at.
+        (out / "field.parquet").unlink()
+        (out / "manifests/field.stitch.json").unlink(missing_ok=True)
+        assert run(image, out).exit_code == 0
+        same_results(out, reference)
+
+
 @pytest.mark.parametrize("stage", ["tile", "infer", "stitch"])
 def test_a_manifest_that_is_lost_is_written_again_from_records(image, reference, tmp_path, stage):
-    """As after a power failure: only the last manifest is waited for to be on disk."""
+    """As after a power failure: none is waited for to be on disk."""
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     manifest = tmp_path / f"manifests/field.{stage}.json"
     token = json.loads(manifest.read_text())["token"]

@@ -33,6 +33,7 @@ from segpipe.stages.image import (
     Manifest,
     array_path,
     has_array,
+    has_results,
     manifest_chain,
     manifest_path,
 )
@@ -207,8 +208,7 @@ class _Truth:
     def has_output(self, stage: str, preview: bool) -> bool:
         """Whether what the stage has written is there."""
         if stage == "measure":
-            files = [".parquet"] + [".png"] * preview
-            return all((self.out / f"{self.name}{suffix}").exists() for suffix in files)
+            return has_results(self.out, self.name, preview=preview)
         manifest = self.chain.get(stage)
         return manifest is not None and has_array(manifest, array_path(self.out, self.name, stage))
 

@@ -32,6 +32,7 @@ from segpipe.stages.image import (
     Image,
     current_manifests,
     forget,
+    has_results,
     is_whole,
 )
 from segpipe.stages.tile import closing_input
@@ -183,17 +184,12 @@ def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
         manifest = current.get(stage)
         if manifest is None or manifest.failed or not (stage == "infer" or whole(stage)):
             needed.add(stage)
-    if not _has_results(image):
+    if not has_results(image.out, image.name, preview=image.settings.measure.preview):
         needed.add("measure")
     for stage in reversed(STAGES):
         if stage in needed:
             needed |= {before for before in NEEDS[stage] if not whole(before)}
     return [stage for stage in STAGES if stage in needed and stage in wanted]
-
-
-def _has_results(image: Image) -> bool:
-    """Whether the files are there that measure writes."""
-    return image.table.exists() and (image.preview.exists() or not image.settings.measure.preview)
 
 
 def _announce(

@@ -8,11 +8,13 @@ with the number of files.
 
     network    windows: cut, normalised, through the network, cropped, quantised
     stitching  components, seams and the tables that they become, growth, sums over objects
-    pixels     opening the file to read it, arrays made, shards read and written (fsync included),
-               statistics over all pixels, the picture
-    table      the table of objects; counts as outside of the three
-    records    manifests, completion records and their fsyncs; outside
-    the rest   all else, such as looking what is to be done, and opening the file to see what is in it
+    pixels     opening the file to read it, shards read and written (fsync included), statistics over
+               all pixels
+    metadata   of arrays and groups, written and read; this and what follows count as outside
+    picture    colours, outlines, letters, PNG
+    table      the table of objects
+    records    completion records and what they hand on
+    the rest   all else: manifests, what is to be done, opening the file to see what is in it
 """
 
 from __future__ import annotations

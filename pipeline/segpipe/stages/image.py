@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ ARRAYS: Mapping[str, str] = {
     "stitch": f"{{name}}.ome.zarr/{LABEL_GROUP}/0",
 }
 """In OUT: the array that a stage writes and others read."""
+
+
+PARQUET_END = b"PAR1"
+PNG_END = b"IEND\xaeB`\x82"
 
 
 class Progress(Protocol):
@@ -449,6 +454,22 @@ def is_whole(image: Image, stage: str, manifest: Manifest | None) -> bool:
 def has_array(manifest: Manifest, array: Path | None) -> bool:
     """Whether an array is as the manifest of its stage left it."""
     return array is None or manifest.facts.get("disk") == list(disk_usage(array) or ())
+
+
+def has_results(out: Path, name: str, *, preview: bool) -> bool:
+    """Whether the files are there that measure writes, and end as they should: nobody waits for them
+    to be on disk, and a power failure may leave less of them than of the manifest that tells of them."""
+    ends = {"parquet": PARQUET_END} | ({"png": PNG_END} if preview else {})
+    return all(_ends_with(out / f"{name}.{suffix}", end) for suffix, end in ends.items())
+
+
+def _ends_with(path: Path, end: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(end), os.SEEK_END)
+            return file.read() == end
+    except OSError:
+        return False
 
 
 def current_manifests(image: Image) -> dict[str, Manifest]:
