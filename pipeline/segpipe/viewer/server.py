@@ -214,9 +214,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
-    def send_error(
-        self, code: int, message: str | None = None, explain: str | None = None
-    ) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses itself: methods, broken requests. As text, not as HTML."""
         self.close_connection = True
         self._send((message or HTTPStatus(code).phrase).encode(), ".txt", HTTPStatus(code))
@@ -225,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
         """No versions."""
         return "segpipe"
 
-    def log_message(self, format: str, *values: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *values: Any) -> None:
         """Requests are told to those who debug."""
         log.debug(format, *values)
 

@@ -260,7 +260,7 @@ const KEYS = [
   ["+", "closer", "+", zoomBy(1.5)],
   ["-", "farther", "-", zoomBy(1 / 1.5)],
   ["0", "all of it", "0", () => viewer.viewport.goHome()],
-  ["1", "full resolution", "1", () => viewer.viewport.zoomTo(image().imageToViewportZoom(view.scale ** -1 * view.scale))],
+  ["1", "full resolution", "1", () => viewer.viewport.zoomTo(image().imageToViewportZoom(1))],
   ["l", "objects on, off", "l", () => find("shown").click()],
   ["o", "outlines, filled", "o", () => setMode(MODES[1 - MODES.indexOf(style.mode)])],
   ["[", "objects paler", "[", fade(-0.1)],

@@ -29,7 +29,7 @@ function checked(bytes) {
 /** Opens the OME-Zarr below `url`; labels are null when there are none yet. */
 export async function openSlide(url, labelled) {
   const store = new FetchStore(url, { useSuffixRequest: true, fetch: ask });
-  const group = await open(store, { kind: "group" });
+  const group = await open.v3(store, { kind: "group" });
   const { multiscales, omero } = group.attrs.ome;
   const image = await openPyramid(group, multiscales[0]);
   const labels = labelled ? await openLabels(group) : null;
@@ -44,13 +44,13 @@ async function ask(request) {
 }
 
 async function openLabels(group) {
-  const labels = await open(group.resolve("labels/instances"), { kind: "group" });
+  const labels = await open.v3(group.resolve("labels/instances"), { kind: "group" });
   return openPyramid(labels, labels.attrs.ome.multiscales[0]);
 }
 
 async function openPyramid(group, multiscale) {
   const paths = multiscale.datasets.map(({ path }) => path);
-  const arrays = await Promise.all(paths.map((path) => open(group.resolve(path), { kind: "array" })));
+  const arrays = await Promise.all(paths.map((path) => open.v3(group.resolve(path), { kind: "array" })));
   return new Pyramid(arrays);
 }
 
