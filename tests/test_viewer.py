@@ -101,7 +101,7 @@ def test_the_policy_lets_nothing_in_and_nothing_out(get):
 
 
 def test_only_who_has_the_token_is_answered(server, get):
-    for path in ("/", "/slides.json", "/wrong/slides.json", f"/{server.token[:-1]}/", f"/{server.token}x/"):
+    for path in ("/", "//[", "/slides.json", "/wrong/slides.json", f"/{server.token[:-1]}/", f"/{server.token}x/"):
         assert get(path, whole=True)[0] == 403
     assert get("slides.json")[0] == 200
     assert len(server.token) >= 32

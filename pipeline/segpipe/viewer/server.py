@@ -29,7 +29,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 from segpipe.errors import SegpipeError, SettingsError
 from segpipe.viewer.catalogue import Catalogue, Slide
@@ -120,10 +119,10 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def _answer(self) -> None:
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if host not in HOSTS:
+        host, _, _ = self.headers.get("Host", "").partition(":")
+        if host.lower() not in HOSTS:
             raise Refused(HTTPStatus.MISDIRECTED_REQUEST, f"only as {' or '.join(HOSTS)}")
-        token, *parts = urlsplit(self.path).path.removeprefix("/").split("/")
+        token, *parts = self.path.partition("?")[0].removeprefix("/").split("/")
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             raise Refused(HTTPStatus.FORBIDDEN, "use the address that segpipe view printed")
         match parts:
