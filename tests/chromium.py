@@ -40,6 +40,9 @@ def chromium() -> Iterator[Any]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     page = webdriver.Chrome(options=options, service=Service(driver))
+    # An even canvas: a pixel of the image, at zoom 1 in the middle, is then one of the screen.
+    size = {"width": 1280, "height": 720, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         yield page
     finally:

@@ -132,7 +132,7 @@ class Slide:
 
     def to_json(self) -> dict[str, Any]:
         """What its own files do not tell the page: full-resolution pixels for a pixel of the labels."""
-        metadata = {}
+        metadata: Mapping[bytes, bytes] = {}
         if self.table.is_file():
             metadata = pq.read_schema(self.table).metadata or {}
         return {

@@ -14,6 +14,12 @@ import { openSlide } from "./slide.js";
 const { OpenSeadragon } = window;
 const MODES = ["outlines", "filled"];
 
+// Where OpenSeadragon finds this it adds no inline style, which the security policy forbids. Not an
+// HTML element: those are checked as well.
+const styled = document.createElementNS("urn:none", "style");
+styled.setAttribute("data-openseadragon-mobile-css", "");
+document.head.append(styled);
+
 const viewer = OpenSeadragon({
   element: find("canvas"),
   drawer: "canvas",
@@ -35,6 +41,7 @@ paintsTiles(viewer);
 
 const style = { mode: "outlines", selected: 0, palette: [] };
 const view = { viewer, style, slide: null, current: null, slides: [], scale: 1, lost: new Map() };
+Object.assign(view, { goTo });
 window.segpipe = view; // for the browser's console, and tests
 
 const image = () => viewer.world.getItemAt(0);
