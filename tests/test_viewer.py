@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from results_folder import add_image, discs, know
 
+from results_folder import add_image, discs, know
 from segpipe.cli import main
 from segpipe.viewer.catalogue import Catalogue
 from segpipe.viewer.server import PAGE, Refused, Server, byte_range
@@ -101,13 +101,22 @@ def test_the_policy_lets_nothing_in_and_nothing_out(get):
 
 
 def test_only_who_has_the_token_is_answered(server, get):
-    for path in ("/", "//[", "/slides.json", "/wrong/slides.json", f"/{server.token[:-1]}/", f"/{server.token}x/"):
+    for path in (
+        "/",
+        "//[",
+        "/slides.json",
+        "/wrong/slides.json",
+        f"/{server.token[:-1]}/",
+        f"/{server.token}x/",
+    ):
         assert get(path, whole=True)[0] == 403
     assert get("slides.json")[0] == 200
     assert len(server.token) >= 32
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "["])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "["]
+)
 def test_only_the_loopback_is_a_host(get, host):
     status, _, body = get("slides.json", Host=host)
     assert status in (400, 421) and b"slides" not in body
@@ -155,7 +164,9 @@ def test_nothing_can_be_changed(get, method):
 
 
 def test_files_of_the_zarr_are_served_whole_by_ranges_and_by_suffix(out, get):
-    shard = next(path for path in (out / f"{HOSTILE}.ome.zarr" / "0" / "c").rglob("*") if path.is_file())
+    shard = next(
+        path for path in (out / f"{HOSTILE}.ome.zarr" / "0" / "c").rglob("*") if path.is_file()
+    )
     whole = shard.read_bytes()
     path = f"{ZARR}/{shard.relative_to(out / f'{HOSTILE}.ome.zarr').as_posix()}"
     assert get(path)[::2] == (200, whole)
@@ -175,7 +186,9 @@ def test_files_of_the_zarr_are_served_whole_by_ranges_and_by_suffix(out, get):
     assert (status, body, headers["Content-Length"]) == (200, b"", str(len(whole)))
 
 
-@pytest.mark.parametrize("asked", ["bytes=10-", "bytes=-0", "bytes=5-2", "bytes=0-1,3-4", "lines=0-1", "x"])
+@pytest.mark.parametrize(
+    "asked", ["bytes=10-", "bytes=-0", "bytes=5-2", "bytes=0-1,3-4", "lines=0-1", "x"]
+)
 def test_a_range_that_cannot_be_had_is_refused(asked):
     with pytest.raises(Refused) as refused:
         byte_range(asked, 10)
@@ -229,7 +242,9 @@ def test_thumbnails_show_the_whole_image(get):
 def test_what_is_no_out_is_one_line(tmp_path):
     for folder, said in ((tmp_path / "none", "no such folder"), (tmp_path, "holds no results")):
         result = CliRunner().invoke(main, ["view", str(folder), "--no-browser"])
-        assert result.exit_code == 2 and said in result.output and len(result.output.splitlines()) == 1
+        assert (
+            result.exit_code == 2 and said in result.output and len(result.output.splitlines()) == 1
+        )
 
 
 def test_a_port_that_is_taken_is_one_line(out, server):

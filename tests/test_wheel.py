@@ -14,7 +14,13 @@ from segpipe.models.modelfile import WEIGHTS, list_models, load_model, model_geo
 ROOT = Path(__file__).parents[1]
 LARGEST = 8_000_000
 """Bytes of a model that ships."""
-PAGE = ("index.html", "main.js", "vendor/zarr.js", "vendor/openseadragon.min.js", "vendor/LICENSES.txt")
+PAGE = (
+    "index.html",
+    "main.js",
+    "vendor/zarr.js",
+    "vendor/openseadragon.min.js",
+    "vendor/LICENSES.txt",
+)
 SHIPPED = sorted(WEIGHTS.glob("*.safetensors"))
 
 

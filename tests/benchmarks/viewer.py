@@ -23,7 +23,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from chromium import DRAWN, chromium, serving, until
 from results_folder import discs, know
-
 from segpipe import store
 from segpipe.geometry import Box
 from segpipe.stages.image import STAGES, Manifest, manifest_path
@@ -114,9 +113,7 @@ def main() -> None:
                 page.execute_script("times.length = 0")
                 for _ in range(given.jumps):
                     y, x = random.integers(0, given.size, 2)
-                    page.execute_script(
-                        f"segpipe.goTo({{y: {y}, x: {x}, zoom: {zoom}}})"
-                    )
+                    page.execute_script(f"segpipe.goTo({{y: {y}, x: {x}, zoom: {zoom}}})")
                     time.sleep(0.1)
                     until(page, DRAWN, 60)
                 _tell(f"zoom {zoom}", page.execute_script("return times"))
