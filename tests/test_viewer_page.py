@@ -23,6 +23,15 @@ pytestmark = pytest.mark.browser
 HOSTILE = "<img src=x onerror=alert(1)>"
 SHAPE = (600, 700)
 LABELS = discs(SHAPE)
+for number, place in enumerate(  # edges along the lines between tiles, on both sides
+    [
+        np.s_[180:200, 376:384],
+        np.s_[180:200, 384:392],
+        np.s_[248:256, 300:320],
+        np.s_[256:264, 300:320],
+    ]
+):
+    LABELS[place] = 9001 + number
 RAMP = np.indices(SHAPE).sum(0)
 IMAGES = {
     "grey": (RAMP[None].astype(np.uint16), [(100.0, 1000.0)], False),
