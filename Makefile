@@ -1,17 +1,25 @@
 # make demo: segment a real image and a made one.   make test: run the tests.   make check: format, lint, types.
+# make test-browser: test the viewer's page; needs chromium and chromium-driver (apt-get).
+# make viewer: build the page's libraries from npm (pipeline/segpipe/viewer/vendoring/README.md).
 # make docs: write what is written from the settings (schema, default.yaml, docs/settings.md).
 # Each makes .venv on first use, from nothing but Python 3.11 or newer and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test check docs format clean
+.PHONY: demo test test-browser viewer check docs format clean
 
 demo: .venv/demo.done
 	$(BIN)/segpipe demo
 
 test: .venv/test.done
 	$(BIN)/pytest
+
+test-browser: .venv/test.done
+	$(BIN)/pytest -m browser
+
+viewer:
+	cd pipeline/segpipe/viewer/vendoring && npm ci && npm run build
 
 check: .venv/test.done
 	$(BIN)/ruff format --check .

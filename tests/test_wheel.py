@@ -14,6 +14,13 @@ from segpipe.models.modelfile import WEIGHTS, list_models, load_model, model_geo
 ROOT = Path(__file__).parents[1]
 LARGEST = 8_000_000
 """Bytes of a model that ships."""
+PAGE = (
+    "index.html",
+    "main.js",
+    "vendor/zarr.js",
+    "vendor/openseadragon.min.js",
+    "vendor/LICENSES.txt",
+)
 SHIPPED = sorted(WEIGHTS.glob("*.safetensors"))
 
 
@@ -43,6 +50,17 @@ def test_the_wheel_holds_the_workflow_and_its_configs(wheel):
         names = set(archive.namelist())
     for name in ("Snakefile", "configs/default.yaml", "workflows/rules/common.smk"):
         assert f"segpipe/_workflow/{name}" in names
+
+
+def test_the_wheel_holds_the_whole_page_of_the_viewer(wheel):
+    page = ROOT / "pipeline" / "segpipe" / "viewer" / "page"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        for path in page.rglob("*.*"):
+            name = f"segpipe/viewer/page/{path.relative_to(page).as_posix()}"
+            assert archive.read(name) == path.read_bytes()
+    assert {f"segpipe/viewer/page/{name}" for name in PAGE} <= names
+    assert not [name for name in names if "vendoring" in name]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

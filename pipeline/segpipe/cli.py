@@ -13,6 +13,7 @@ import click
 from segpipe import __version__
 from segpipe.cli_models import models
 from segpipe.cli_report import report
+from segpipe.cli_view import view
 from segpipe.errors import SegpipeError, SettingsError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def main() -> None:
 
 main.add_command(models)
 main.add_command(report)
+main.add_command(view)
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:

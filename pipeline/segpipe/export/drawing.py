@@ -19,7 +19,7 @@ _CHANNELS = np.array(
     [(0, 1, 0), (1, 0, 1), (0, 0.6, 1), (1, 0.7, 0), (1, 0, 0), (0.6, 0.6, 0.6)], np.float32
 )
 # Hues that neither DAPI's grey nor the pinks and purples of H&E have.
-_PALETTE = np.array(
+PALETTE = np.array(
     [
         (255, 214, 10), (255, 149, 0), (48, 209, 88), (0, 225, 190), (64, 200, 255),
         (50, 130, 255), (170, 230, 40), (255, 100, 60), (0, 190, 120), (120, 240, 220),
@@ -97,7 +97,7 @@ def outline(labels: NDArray[Any]) -> NDArray[np.bool_]:
 def colours(ids: NDArray[Any]) -> Picture:
     """(n, 3) uint8: the colour of each id, the same in every picture, readable on grey and H&E."""
     mixed = np.asarray(ids).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    chosen: Picture = np.take(_PALETTE, (mixed >> np.uint64(33)) % np.uint64(len(_PALETTE)), axis=0)
+    chosen: Picture = np.take(PALETTE, (mixed >> np.uint64(33)) % np.uint64(len(PALETTE)), axis=0)
     return chosen
 
 

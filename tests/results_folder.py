@@ -1,0 +1,100 @@
+"""An OUT as a run leaves it, made of arrays in memory: for what reads results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe import store
+from segpipe.export.parquet import TableWriter
+from segpipe.geometry import Box
+from segpipe.properties import instance_columns, sum_region
+from segpipe.records import read_json, write_json
+from segpipe.stages.image import STAGES, Manifest, manifest_path
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def add_image(
+    out: Path,
+    name: str,
+    pixels: Array,
+    labels: Array | None,
+    *,
+    grid: tuple[int, int] = (256, 128),
+    ranges: list[tuple[float, float]] | None = None,
+    pixel_size_um: float | None = None,
+    rgb: bool = False,
+    failed: tuple[dict[str, Any], ...] = (),
+) -> None:
+    """Add an image to an OUT; without labels it is one whose run has come as far as `tile`.
+
+    Parameters
+    ----------
+    pixels
+        (C, Y, X).
+    labels
+        (Y, X) uint32.
+    grid
+        Sizes of shards and of chunks.
+    """
+    channels = ["red", "green", "blue"] if rgb else [f"channel {n}" for n in range(len(pixels))]
+    path, shape = out / f"{name}.ome.zarr", store.Grid.fitting(pixels.shape[1:], *grid)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.create_image(
+        path, channels, shape, pixels.dtype, pixel_size_um=pixel_size_um, name=name, rgb=rgb
+    )
+    if ranges:
+        store.set_contrast(path, range(len(pixels)), ranges)
+    _write_pyramid(path, shape, pixels, store.halve_mean)
+    stages = STAGES[:1]
+    if labels is not None:
+        stages = STAGES
+        store.create_labels(path, shape, pixel_size_um=pixel_size_um)
+        _write_pyramid(path / store.LABEL_GROUP, shape, labels, store.halve_nearest)
+        sums = sum_region(labels, np.full(labels.shape, 200, np.uint8), Box(0, 0, *labels.shape))
+        size = "" if pixel_size_um is None else repr(pixel_size_um)
+        with TableWriter(out / f"{name}.parquet", {"pixel_size_um": size}) as writer:
+            for start in range(0, max(len(sums), 1), 3):  # several groups of rows
+                rows = sums[start : start + 3]
+                writer.write(instance_columns(rows, labels.shape, pixel_size_um))
+    for stage in stages:
+        facts = {"objects": 0 if labels is None else len(np.unique(labels[labels > 0]))}
+        made = Manifest(stage, "f", "t", failed if stage == stages[-1] else (), facts)
+        made.write(manifest_path(out, name, stage))
+    know(out, name)
+
+
+def know(out: Path, name: str, **entry: Any) -> None:
+    """Give a name in OUT; with an entry, run.json has it."""
+    registry, run = out / "manifests" / "images.json", out / "run.json"
+    write_json(registry, {**(content_of(registry)), name: f"/images/{name}.tif"})
+    if entry:
+        images = content_of(run).get("images", {})
+        write_json(run, {"images": {**images, name: {"source": name, **entry}}})
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; nothing when it is not there."""
+    return dict(read_json(path) or {})
+
+
+def discs(shape: tuple[int, int], pitch: int = 40) -> Array:
+    """(Y, X) uint32: a disc of its own id in each square of `pitch` pixels; some lie across tiles."""
+    y, x = np.indices(shape)
+    columns = -(-shape[1] // pitch)
+    inside = (y % pitch - pitch / 2) ** 2 + (x % pitch - pitch / 2) ** 2 < (0.4 * pitch) ** 2
+    return np.where(inside, 1 + (y // pitch) * columns + x // pitch, 0).astype(np.uint32)
+
+
+def _write_pyramid(path: Path, grid: store.Grid, pixels: Array, halve: Any) -> None:
+    for level in range(len(grid.levels)):
+        height, width = grid.level(level).shard
+        for y in range(0, pixels.shape[-2], height):
+            for x in range(0, pixels.shape[-1], width):
+                part = pixels[..., y : y + height, x : x + width]
+                box = Box(y, x, y + part.shape[-2], x + part.shape[-1])
+                store.write_shard(path / str(level), box, part)
+        pixels = halve(pixels)
