@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import shapely
@@ -13,6 +15,7 @@ from scipy import ndimage
 from segpipe.geometry import Box, Lattice
 from segpipe.outlines import Pieces, join_pieces, trace_region
 from segpipe.polygons import bands_of_polygons, polygons_of
+from segpipe.simplify import simplify
 
 PINCH = ["###", "#.#", "##."]
 TWICE = ["#####", "#.#.#", "##.##", "#.#.#", "#####"]
@@ -154,3 +157,46 @@ def test_a_lacking_region_is_told_and_not_closed_over():
 def test_no_objects_no_pieces():
     pieces = trace_region(np.zeros((5, 6), np.uint32), Box(10, 10, 13, 14))
     assert len(pieces) == 0 and len(polygons_of(pieces)) == 0
+
+
+def polygons_in(labels):
+    return polygons_of(trace_region(np.pad(labels, 1), Box(0, 0, *labels.shape)))
+
+
+def shapes_in(polygons):
+    """A shapely shape per object."""
+    shapes = []
+    for k in range(len(polygons)):
+        parts = []
+        for part in range(polygons.parts[k], polygons.parts[k + 1]):
+            ends = polygons.ends[polygons.rings[part] : polygons.rings[part + 1] + 1]
+            rings = [polygons.corners[a:b] for a, b in itertools.pairwise(ends)]
+            parts.append(shapely.Polygon(rings[0], rings[1:]))
+        shapes.append(shapely.MultiPolygon(parts))
+    return shapes
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([0.4, 1.0, 2.0]), st.sampled_from([0.3, 0.8, 2, 7])
+)
+def test_simplified_outlines_are_valid_and_within_the_tolerance(seed, sigma, tolerance):
+    rng = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(rng.standard_normal((40, 40)), sigma)
+    labels = ndimage.label(field > np.quantile(field, rng.uniform(0.2, 0.8)))[0].astype(np.uint32)
+    exact = polygons_in(labels)
+    simple = simplify(exact, tolerance)
+    assert len(simple.corners) <= len(exact.corners)
+    for before, after in zip(shapes_in(exact), shapes_in(simple), strict=True):
+        assert shapely.is_valid(after)
+        assert before.boundary.hausdorff_distance(after.boundary) <= tolerance + 1e-9
+        corners = {tuple(one) for one in shapely.get_coordinates(after)}
+        assert corners <= {tuple(one) for one in shapely.get_coordinates(before)}
+
+
+def test_a_disc_needs_fewer_corners():
+    y, x = np.mgrid[:41, :41]
+    exact = polygons_in(((y - 20) ** 2 + (x - 20) ** 2 <= 15**2).astype(np.uint32))
+    simple = simplify(exact, 1.0)
+    assert len(simple.corners) < len(exact.corners) / 4
+    (before,), (after,) = shapes_in(exact), shapes_in(simple)
+    assert abs(before.area - after.area) < 0.06 * before.area
