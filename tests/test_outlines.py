@@ -98,7 +98,9 @@ def check(labels, objects):
 
 
 @pytest.mark.parametrize("cell", [1, 2, 3, 100])
-@pytest.mark.parametrize("rows", [["#"], PINCH, TWICE, ISLAND, SHARED, ["#.", ".#"], ["....", "...."]])
+@pytest.mark.parametrize(
+    "rows", [["#"], PINCH, TWICE, ISLAND, SHARED, ["#.", ".#"], ["....", "...."]]
+)
 def test_drawn_shapes(rows, cell):
     labels = drawn(*rows)
     check(labels, objects_in(labels, cell))

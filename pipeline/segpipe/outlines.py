@@ -49,7 +49,8 @@ class Pieces:
     kinds
         (n,) uint8: OPEN, CLOSED or PINCHED.
     ends
-        (n + 1,) int64: the corners of piece k are ends[k] to ends[k + 1]. A ring's first is not repeated.
+        (n + 1,) int64: the corners of piece k are ends[k] to ends[k + 1]; a ring's first is not
+        repeated.
     corners
         (V, 2) integers (y, x) of the image. Only where the way turns, but for both ends of a chain.
     """
@@ -76,7 +77,7 @@ class Pieces:
     def pack(self, box: Box) -> dict[str, Array]:
         """Arrays to keep, seen from the corner of the region, which makes them small."""
         narrow = np.uint16 if max(box.shape) <= np.iinfo(np.uint16).max else np.uint32
-        corners = (self.corners - (box.y0, box.x0)).astype(narrow)
+        corners = (self.corners - np.array([box.y0, box.x0])).astype(narrow)
         lengths = np.diff(self.ends).astype(np.uint32)
         return {
             "ids": self.ids.astype(np.uint32),
@@ -89,7 +90,7 @@ class Pieces:
     def unpack(cls, arrays: dict[str, Array], box: Box) -> Pieces:
         """The pieces that `pack` made these arrays of."""
         ends = np.concatenate([[0], np.cumsum(arrays["lengths"], dtype=np.int64)])
-        corners = arrays["corners"].reshape(-1, 2).astype(np.int64) + (box.y0, box.x0)
+        corners = arrays["corners"].reshape(-1, 2).astype(np.int64) + np.array([box.y0, box.x0])
         return cls(arrays["ids"].astype(np.int64), arrays["kinds"], ends, corners)
 
 
@@ -120,7 +121,7 @@ def trace_region(labels: Array, box: Box) -> Pieces:
     if labels.shape != (height + 2, width + 2):
         raise ValueError(f"labels {labels.shape} are not region {box} with a margin of one pixel")
     ids, kinds, ends, corners = _trace(np.ascontiguousarray(labels))
-    found = Pieces(ids, kinds, ends, corners + (box.y0, box.x0))
+    found = Pieces(ids, kinds, ends, corners + np.array([box.y0, box.x0]))
     return join_pieces([found])
 
 

@@ -144,7 +144,11 @@ def _rings(pieces: Pieces) -> tuple[Array, Array, Array]:
     lengths = np.diff(pieces.ends)
     kept = pieces.corners[np.repeat(plain, lengths)]
     ends = np.concatenate([[0], lengths[plain], [len(ring) for ring in rings]]).cumsum()
-    return np.concatenate([pieces.ids[plain], ids]).astype(np.int64), ends, np.concatenate([kept, *rings])
+    return (
+        np.concatenate([pieces.ids[plain], ids]).astype(np.int64),
+        ends,
+        np.concatenate([kept, *rings]),
+    )
 
 
 def _join(chains: Sequence[Array], one: int) -> Iterator[Array]:
@@ -172,7 +176,9 @@ def _join(chains: Sequence[Array], one: int) -> Iterator[Array]:
                     if (np.sign(chains[other][1] - chains[other][0]) == turned).all():
                         number = other
         if number != first:
-            raise ValueError(f"the outline of object {one} does not come back to {chains[first][0]}")
+            raise ValueError(
+                f"the outline of object {one} does not come back to {chains[first][0]}"
+            )
         ring = np.concatenate(taken)
         yield ring[_turns(ring)]
 

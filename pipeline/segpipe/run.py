@@ -26,12 +26,14 @@ from segpipe.reporting import write_report
 from segpipe.results import ImageResult, RunResult, conclude, counted, result_of
 from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE
+from segpipe.stages.exported import missing_exports
 from segpipe.stages.image import (
     NEEDS,
     STAGES,
     Image,
     current_manifests,
     forget,
+    has_results,
     is_whole,
 )
 from segpipe.stages.tile import closing_input
@@ -183,17 +185,15 @@ def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
         manifest = current.get(stage)
         if manifest is None or manifest.failed or not (stage == "infer" or whole(stage)):
             needed.add(stage)
-    if not _has_results(image):
+    if "measure" not in needed and (
+        not has_results(image)
+        or missing_exports(image.out, image.name, image.settings.export, current["measure"].facts)
+    ):
         needed.add("measure")
     for stage in reversed(STAGES):
         if stage in needed:
             needed |= {before for before in NEEDS[stage] if not whole(before)}
     return [stage for stage in STAGES if stage in needed and stage in wanted]
-
-
-def _has_results(image: Image) -> bool:
-    """Whether the files are there that measure writes."""
-    return image.table.exists() and (image.preview.exists() or not image.settings.measure.preview)
 
 
 def _announce(
