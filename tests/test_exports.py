@@ -35,19 +35,20 @@ from segpipe.settings import load_settings
 from segpipe.stages.exported import SUFFIXES
 
 ALL = "export.formats=geojson,geoparquet,csv,anndata,tiff"
+SETTINGS = ("tile.pixel_size_um=0.5",)
 OUTLINED = ("geojson", "geoparquet")
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    return nuclei(tmp_path_factory.mktemp("in") / "a.tif", (300, 420), seed=3)
+    return nuclei(tmp_path_factory.mktemp("in") / "a.tif", (240, 300), seed=3)
 
 
 @pytest.fixture(scope="module")
 def out(image, tmp_path_factory):
     """A finished OUT with all exports, of many small regions."""
     folder = tmp_path_factory.mktemp("out")
-    assert run(image, folder, ALL, "tile.pixel_size_um=0.5").exit_code == 0
+    assert run(image, folder, ALL, *SETTINGS).exit_code == 0
     return folder
 
 
@@ -85,7 +86,7 @@ def filled(shapes: dict[int, shapely.Geometry], shape: tuple[int, int]) -> np.nd
 def test_outlines_filled_are_the_labels(out, format_):
     shapes = shapes_of(out, format_)
     labels = labels_of(out, "a")
-    assert len(shapes) == labels.max() > 50
+    assert len(shapes) == labels.max() > 30
     assert all(shapely.is_valid(one) for one in shapes.values())
     np.testing.assert_array_equal(filled(shapes, labels.shape), labels)
 
@@ -93,10 +94,14 @@ def test_outlines_filled_are_the_labels(out, format_):
 def test_polygon_table_and_label_agree_on_every_object_of_a_sample_at_every_level(out):
     table = table_of(out, "a")
     shapes = {format_: shapes_of(out, format_) for format_ in OUTLINED}
-    levels = tifffile.TiffFile(exported(out, "tiff")).series[0].levels
-    stored = out / "a.ome.zarr" / "labels" / "instances"
+    with tifffile.TiffFile(exported(out, "tiff")) as file:
+        levels = [level.asarray() for level in file.series[0].levels]
+    group = zarr.open_group(out / "a.ome.zarr" / "labels" / "instances", mode="r")
+    pyramid = [group[str(level)][:] for level in range(len(levels))]
+    for ours, theirs in zip(levels, pyramid, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     random = np.random.default_rng(0)
-    for row in random.choice(table.num_rows, 60, replace=False):
+    for row in random.choice(table.num_rows, 30, replace=False):
         told = {name: table[name][row].as_py() for name in table.column_names}
         for outlines in shapes.values():
             outline = outlines[told["id"]]
@@ -105,10 +110,8 @@ def test_polygon_table_and_label_agree_on_every_object_of_a_sample_at_every_leve
             np.testing.assert_allclose(centre, (told["centroid_y_px"], told["centroid_x_px"]))
             x0, y0, x1, y1 = outline.bounds
             assert [y0, x0, y1, x1] == [told[f"bbox_{one}_px"] for one in ("y0", "x0", "y1", "x1")]
-        for level, page in enumerate(levels):
+        for level, labels in enumerate(pyramid):
             step = 2**level
-            labels = zarr.open_array(stored / str(level), mode="r")[:]
-            np.testing.assert_array_equal(page.asarray(), labels)
             here = np.argwhere(labels == told["id"]) * step + 0.5  # nearest: centres of pixels kept
             inside = shapely.contains_xy(outline, here[:, 1], here[:, 0])
             assert inside.all() and (len(here) > 0 or told["area_px"] < step**2 * 4)
@@ -133,18 +136,12 @@ def test_geojson_is_what_qupath_reads(out):
             assert all(type(value) is int for point in ring for value in point)
 
 
-def test_geojson_and_uuids_are_the_same_again(out, image, tmp_path):
-    run(image, tmp_path, "export.formats=geojson", "tile.pixel_size_um=0.5", "tile.region=64")
-    assert exported(tmp_path, "geojson").read_bytes() == exported(out, "geojson").read_bytes()
-
-
-@pytest.mark.parametrize("region", [32, 96, 512])
-def test_every_export_is_the_same_bytes_for_any_region(out, image, tmp_path, region):
-    run(image, tmp_path, ALL, "tile.pixel_size_um=0.5", f"stitch.region={region}")
-    for format_ in SUFFIXES:
-        assert exported(tmp_path, format_).read_bytes() == exported(out, format_).read_bytes(), (
-            format_
-        )
+def test_every_export_is_the_same_bytes_for_any_region(out, image, tmp_path):
+    for region in (32, 96, 512):  # with labels of another region, all are made again
+        run(image, tmp_path, ALL, *SETTINGS, f"stitch.region={region}")
+        for format_ in SUFFIXES:
+            ours, theirs = exported(tmp_path, format_), exported(out, format_)
+            assert ours.read_bytes() == theirs.read_bytes(), (format_, region)
 
 
 def test_geoparquet_is_the_table_with_a_column_of_geometry(out):
@@ -191,7 +188,7 @@ def test_tiff_is_a_pyramid_with_pixel_sizes(out):
         assert file.is_ome and file.is_bigtiff
         series = file.series[0]
         assert series.is_pyramidal and len(series.levels) > 3
-        assert all(page.dtype == np.uint32 and page.is_tiled for page in series.levels)
+        assert all(one.dtype == np.uint32 and one.keyframe.is_tiled for one in series.levels)
         described = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
         assert described["PhysicalSizeX"] == described["PhysicalSizeY"] == 0.5
         assert described["PhysicalSizeXUnit"] == "µm"
@@ -288,7 +285,8 @@ def test_simplified_outlines_are_valid_and_smaller(out, image, tmp_path):
     simple, exact = shapes_of(tmp_path, "geojson"), shapes_of(out, "geojson")
     assert simple.keys() == exact.keys()
     for one, shape in simple.items():
-        assert shape.is_valid and shape.boundary.hausdorff_distance(exact[one].boundary) <= 1.0
+        apart = shape.boundary.hausdorff_distance(exact[one].boundary)
+        assert shape.is_valid and apart <= 1 + 1e-9
     counts = [
         sum(len(shapely.get_coordinates(s)) for s in found.values()) for found in (simple, exact)
     ]
@@ -300,7 +298,7 @@ def invoke(*arguments: object):
 
 
 def test_export_of_a_finished_out_is_what_predict_makes(out, image, tmp_path):
-    run(image, tmp_path, "tile.pixel_size_um=0.5")
+    run(image, tmp_path, *SETTINGS)
     image_less = tmp_path / ".segpipe"
     assert invoke("clean", tmp_path).exit_code == 0 and not image_less.exists()
     done = invoke(
@@ -313,7 +311,7 @@ def test_export_of_a_finished_out_is_what_predict_makes(out, image, tmp_path):
     assert invoke("export", tmp_path, "a", "--format", "csv").exit_code == 0
     assert stamps(tmp_path) == first
     # The run that follows asks for none of them, and leaves them.
-    assert run(image, tmp_path, "tile.pixel_size_um=0.5").images[0].status == "skipped"
+    assert run(image, tmp_path, *SETTINGS).images[0].status == "skipped"
     assert set(read_json(tmp_path / "manifests" / "a.measure.json")["facts"]["exports"]) == set(
         SUFFIXES
     )

@@ -22,10 +22,11 @@ from segpipe.polygons import Polygons
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GEOMETRY = "geometry"
+GROUP_ROWS = 2**15
 
 
 class GeoparquetWriter:
-    """Writes row groups as they come.
+    """Writes objects as they come, in row groups of one size.
 
     Parameters
     ----------
@@ -59,6 +60,7 @@ class GeoparquetWriter:
     def __enter__(self) -> Self:
         partial = self._whole.__enter__()
         self._writer = pq.ParquetWriter(partial, self.schema, compression="zstd")
+        self._waiting = self.schema.empty_table()
         return self
 
     def write(self, polygons: Polygons, table: pa.Table) -> None:
@@ -66,8 +68,11 @@ class GeoparquetWriter:
         data, ends = well_known_binary(polygons, self.scale)
         buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
         column = pa.Array.from_buffers(pa.binary(), len(polygons), buffers)
-        whole = table.append_column(GEOMETRY, column)
-        self._writer.write_table(whole.cast(self.schema))
+        whole = table.append_column(GEOMETRY, column).cast(self.schema)
+        self._waiting = pa.concat_tables([self._waiting, whole])
+        while len(self._waiting) >= GROUP_ROWS:
+            self._writer.write_table(self._waiting.slice(0, GROUP_ROWS).combine_chunks())
+            self._waiting = self._waiting.slice(GROUP_ROWS)
 
     def __exit__(
         self,
@@ -75,6 +80,8 @@ class GeoparquetWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:
+            self._writer.write_table(self._waiting.combine_chunks())
         self._writer.close()
         self._whole.__exit__(kind, error, trace)
 

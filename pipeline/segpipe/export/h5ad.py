@@ -1,4 +1,4 @@
-"""The table as AnnData (.h5ad), for scanpy and squidpy; written row group by row group.
+"""The table as AnnData (.h5ad), for scanpy and squidpy; written some rows at a time.
 
     X                 what was measured, (n, measurements) float64; NaN where it is not known
     var               the measurements' names
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segpipe.errors import SettingsError
+from segpipe.export.parquet import TableReader
 from segpipe.export.partial import written_whole
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,11 +58,10 @@ def write_h5ad(path: Path, table: Path) -> None:
 
     with (
         written_whole(path) as partial,
-        pq.ParquetFile(table) as source,
+        TableReader(table) as source,
         h5py.File(partial, "w") as file,
     ):
-        schema = source.schema_arrow
-        rows = source.metadata.num_rows
+        schema, rows = source.schema, source.rows
         measured = [field.name for field in schema if _is_measured(field)]
         described = [field.name for field in schema if not _is_measured(field)]
         _encode(file, "anndata", "0.1.0")
@@ -76,9 +75,8 @@ def write_h5ad(path: Path, table: Path) -> None:
             _group(file, name)
         _write_texts(_group(_group(file, "uns"), "segpipe"), schema.metadata or {})
         start = 0
-        for number in range(source.num_row_groups):
-            group = source.read_row_group(number)
-            end = start + group.num_rows
+        for group in source.batches(8 * CHUNK_ROWS):  # whole chunks, each written once
+            end = start + len(group)
             for place, name in enumerate(measured):
                 matrix[start:end, place] = _floats(group[name])
             for name, column in columns.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 
@@ -19,7 +20,7 @@ STRIP_TILES = 16
 
 
 def write_labels_tiff(
-    path: Path, levels: list[Path], name: str, pixel_size_um: float | None
+    path: Path, levels: Sequence[Path], name: str, pixel_size_um: float | None, made_of: str
 ) -> None:
     """Write the levels of a label pyramid, finest first, each (Y, X) uint32.
 
@@ -31,10 +32,13 @@ def write_labels_tiff(
         Of the image in the file.
     pixel_size_um
         Of the finest level.
+    made_of
+        What the labels are made of; the file's UUID is a hash of it, and not of the time.
     """
     import tifffile
 
-    metadata: dict[str, Any] = {"axes": "YX", "Name": name}
+    unique = str(uuid5(NAMESPACE_OID, made_of))
+    metadata: dict[str, Any] = {"axes": "YX", "Name": name, "UUID": unique}
     if pixel_size_um is not None:
         for axis in "XY":
             metadata |= {

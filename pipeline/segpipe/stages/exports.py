@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from segpipe.export.geojson import GeojsonWriter
 from segpipe.export.geoparquet import GeoparquetWriter
 from segpipe.export.h5ad import write_h5ad
 from segpipe.export.labels_tiff import write_labels_tiff
+from segpipe.export.parquet import TableReader
 from segpipe.geometry import Box, Lattice
 from segpipe.outlines import Pieces, trace_region
 from segpipe.polygons import Polygons, bands_of_polygons
@@ -37,6 +39,7 @@ from segpipe.stages.exported import FACT, check_formats, export_key, export_path
 from segpipe.stages.image import Manifest, manifest_path, remove, work_folder
 from segpipe.store import LABEL_GROUP, open_array, read_box
 
+Array = np.ndarray[Any, np.dtype[Any]]
 log = logging.getLogger(__name__)
 
 OUTLINES = ("geojson", "geoparquet")
@@ -165,7 +168,8 @@ def _write_one(results: Results, format_: str, path: Path) -> None:
     if format_ == "tiff":
         size = results.pixel_size_um
         size = None if size is None else size * results.scale
-        write_labels_tiff(path, list(results.labels), Path(results.name).name, size)
+        made_of = json.dumps(results.metadata, sort_keys=True)
+        write_labels_tiff(path, results.labels, Path(results.name).name, size, made_of)
     else:
         {"csv": write_csv, "anndata": write_h5ad}[format_](path, results.table)
 
@@ -221,7 +225,7 @@ def _write_outlines(
     schema = pq.read_schema(results.table)
     height, width = (size * results.scale for size in lattice.shape)
     with contextlib.ExitStack() as opened:
-        rows = opened.enter_context(TableRows(results))
+        rows = opened.enter_context(TableReader(results.table))
         writers: list[Callable[[Polygons, pa.Table], None]] = []
         if "geojson" in paths:
             geojson = GeojsonWriter(
@@ -234,68 +238,29 @@ def _write_outlines(
             )
             writers.append(opened.enter_context(geoparquet).write)
         for polygons in bands_of_polygons(results.first_ids, bands):
-            table = rows.take(polygons.ids)
+            if len(polygons) == 0:
+                continue
+            table = _rows_of(rows, polygons.ids, results.name)
             if settings.simplify_px > 0:
                 polygons = simplify(polygons, settings.simplify_px / results.scale)
             for write in writers:
                 write(polygons, table)
-        rows.check_end()
+        _rows_of(rows, np.zeros(0, np.int64), results.name)
     remove(folder)  # as large as the labels, and quick to make again
 
 
-class TableRows:
-    """The rows of the table, a few at a time, in the order in which polygons come."""
+def _rows_of(rows: TableReader, ids: Array, name: str) -> pa.Table:
+    """The next rows of the table, which must be those of these ids; with none, that it has no more.
 
-    def __init__(self, results: Results) -> None:
-        self.name = results.name
-        self._file = pq.ParquetFile(results.table)
-        self._next_group = 0
-        self._rows: pa.Table | None = None
-
-    def __enter__(self) -> TableRows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def take(self, ids: np.ndarray[Any, np.dtype[Any]]) -> pa.Table:
-        """The next rows, which must be those of these ids.
-
-        Raises
-        ------
-        SegpipeError
-            When they are not.
-        """
-        parts = [] if self._rows is None else [self._rows]
-        while sum(len(one) for one in parts) < len(ids):
-            if self._next_group == self._file.num_row_groups:
-                raise self._disagree()
-            parts.append(self._file.read_row_group(self._next_group))
-            self._next_group += 1
-        if not parts:
-            return self._file.schema_arrow.empty_table()
-        rows = pa.concat_tables(parts)
-        self._rows = rows.slice(len(ids))
-        taken = rows.slice(0, len(ids)).combine_chunks()
-        if not np.array_equal(taken["id"].to_numpy(), ids):
-            raise self._disagree()
-        return taken
-
-    def check_end(self) -> None:
-        """Say so where rows are left over.
-
-        Raises
-        ------
-        SegpipeError
-            When there are any.
-        """
-        groups = range(self._next_group, self._file.num_row_groups)
-        left = sum(self._file.metadata.row_group(group).num_rows for group in groups)
-        if left + (0 if self._rows is None else len(self._rows)):
-            raise self._disagree()
-
-    def _disagree(self) -> SegpipeError:
-        return SegpipeError(
-            f"{self.name}: the objects of the table are not those of the labels; they were changed "
-            "by others; run the same `segpipe predict` again with --restart"
+    Raises
+    ------
+    SegpipeError
+        When that is not so.
+    """
+    taken = rows.take(max(len(ids), 1))
+    if not np.array_equal(taken["id"].to_numpy(), ids):
+        raise SegpipeError(
+            f"{name}: the objects of the table are not those of the labels; they were changed by "
+            "others; run the same `segpipe predict` again with --restart"
         )
+    return taken
