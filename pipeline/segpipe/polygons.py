@@ -153,9 +153,8 @@ def _rings(pieces: Pieces) -> tuple[Array, Array, Array]:
 
 def _join(chains: Sequence[Array], one: int) -> Iterator[Array]:
     """Rings of the chains of one object."""
-    beginning: dict[tuple[int, int], list[int]] = {}
-    for number, chain in enumerate(chains):
-        beginning.setdefault((int(chain[0, 0]), int(chain[0, 1])), []).append(number)
+    # One at most begins at a corner: where two ways pass, each goes on in its own pixel and region.
+    beginning = {tuple(chain[0].tolist()): number for number, chain in enumerate(chains)}
     used = [False] * len(chains)
     for first in range(len(chains)):
         if used[first]:
@@ -163,18 +162,11 @@ def _join(chains: Sequence[Array], one: int) -> Iterator[Array]:
         taken, number = [], first
         while not used[number]:
             used[number] = True
-            chain = chains[number]
-            taken.append(chain[:-1])
-            following = beginning.get((int(chain[-1, 0]), int(chain[-1, 1])), [])
-            if not following:
-                raise ValueError(f"the outline of object {one} is not closed at {chain[-1]}")
-            number = following[0]
-            if len(following) > 1:  # two pixels touch at this corner: each way stays with its own
-                step = chain[-1] - chain[-2]
-                turned = np.sign((step[1], -step[0]))  # (y, x) of a turn to the right
-                for other in following:
-                    if (np.sign(chains[other][1] - chains[other][0]) == turned).all():
-                        number = other
+            taken.append(chains[number][:-1])
+            end = chains[number][-1].tolist()
+            if tuple(end) not in beginning:
+                raise ValueError(f"the outline of object {one} is not closed at {end}")
+            number = beginning[tuple(end)]
         if number != first:
             raise ValueError(
                 f"the outline of object {one} does not come back to {chains[first][0]}"
