@@ -217,21 +217,25 @@ def _apart(
         (n,): ids of objects of several outlines.
     """
     areas = _areas(ends, corners)
+    low = np.minimum.reduceat(corners, ends[:-1])
+    high = np.maximum.reduceat(corners, ends[:-1])
     moved = order.copy()
     for one in several:
         first, end = np.searchsorted(ids, [one, one + 1])
-        outlines = order[first:end][~hole[first:end]]
+        rings = order[first:end]
+        outlines = rings[~hole[first:end]]
         inside: dict[int, list[int]] = {int(ring): [int(ring)] for ring in outlines}
-        for ring in order[first:end][hole[first:end]]:
-            y, x = corners[ends[ring]]
+        for ring in rings[hole[first:end]]:
             # A hole goes down from its first corner, and the pixel to the west of that is the object's.
+            point = corners[ends[ring]] + np.array([0.5, -0.5])
+            near = outlines[((low[outlines] < point) & (high[outlines] > point)).all(axis=1)]
             around = [
                 int(outline)
-                for outline in outlines
-                if _holds(corners[ends[outline] : ends[outline + 1]], y + 0.5, x - 0.5)
+                for outline in near
+                if _holds(corners[ends[outline] : ends[outline + 1]], point[0], point[1])
             ]
             inside[min(around, key=lambda outline: int(areas[outline]))].append(int(ring))
-        moved[first:end] = [ring for rings in inside.values() for ring in rings]
+        moved[first:end] = [ring for rings_of in inside.values() for ring in rings_of]
     return moved
 
 
