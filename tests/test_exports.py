@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from fields import labels_of, nuclei, run, table_of
 from segpipe.cli import main
 from segpipe.errors import SettingsError
-from segpipe.export.geojson import coordinates_text, measurements_text
+from segpipe.export.geojson import GeojsonWriter, coordinates_text, measurements_text
 from segpipe.export.geoparquet import well_known_binary
 from segpipe.geometry import Box
 from segpipe.outlines import trace_region
@@ -229,6 +229,16 @@ def test_both_texts_hold_the_same_polygons(rows, scale):
         np.testing.assert_allclose(
             shapely.get_coordinates(one) - 0.5, shapely.get_coordinates(other), atol=6e-5
         )
+
+
+def test_classes_have_their_names(tmp_path):
+    polygons = polygons_of(trace_region(np.pad(np.array([[1, 2]], np.uint32), 1), Box(0, 0, 1, 2)))
+    told = {"classes": '0 background, 1 tumour, other, 2 say "b"'}
+    with GeojsonWriter(tmp_path / "a.geojson.gz", told, "Nucleus") as writer:
+        writer.write(polygons, pa.table({"id": [1, 2]}))
+    found = json.loads(gzip.decompress((tmp_path / "a.geojson.gz").read_bytes()))["features"]
+    names = [one["properties"]["classification"]["name"] for one in found]
+    assert names == ["tumour, other", 'say "b"']
 
 
 def test_measurements_are_numbers_and_what_is_not_known_is_left_out():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ class GeojsonWriter:
         Of the table; it goes into the file, and with the id of an object makes its UUID, which is the
         same whenever the same model sees the same image.
     classification
-        Of all objects.
+        Of all objects; where ids are classes, these have their own names.
     scale
         Pixels of the full-resolution image per pixel of the labels.
     """
@@ -73,6 +74,8 @@ class GeojsonWriter:
         self._head = f'{{"type":"FeatureCollection","segpipe":{json.dumps(told)},"features":['
         named_class = {"name": classification, "color": list(COLOUR)}
         self._class = json.dumps(named_class, ensure_ascii=False)
+        # Where ids are classes, each has its name, and QuPath its own colour for it.
+        self._classes = _class_texts(metadata.get("classes", ""))
         self._between = "\n"
 
     def __enter__(self) -> Self:
@@ -93,10 +96,12 @@ class GeojsonWriter:
         uuids = pa.array([f"{self._uuid}{one:012x}" for one in ids], pa.large_string())
         names = pa.array([str(one) for one in ids], pa.large_string())
         kinds = pa.array(np.where(several, "MultiPolygon", "Polygon").tolist(), pa.large_string())
+        found = [self._classes.get(one, self._class) for one in ids]
+        classes = pa.array(found, pa.large_string())
         features = _joined(
             '{"type":"Feature","id":"', uuids, '","geometry":{"type":"', kinds, '","coordinates":',
             geometry, '},"properties":{"objectType":"detection","name":"', names,
-            f'","classification":{self._class},"measurements":{{', measurements_text(table), "}}}",
+            '","classification":', classes, ',"measurements":{', measurements_text(table), "}}}",
         )  # fmt: skip
         joined = pc.binary_join(_one_list(features), pa.scalar(",\n", pa.large_string()))
         self._add(self._between.encode())
@@ -117,6 +122,12 @@ class GeojsonWriter:
                 self._add(b"\n]}\n")
                 self._file.write(self._gzip.flush())
         self._whole.__exit__(kind, error, trace)
+
+
+def _class_texts(told: str) -> dict[int, str]:
+    """Classification of each id, from `0 background, 1 tumour` in the table's metadata."""
+    found = re.findall(r"(?:^|, )(\d+) (.*?)(?=, \d+ |$)", told)
+    return {int(one): json.dumps({"name": name}, ensure_ascii=False) for one, name in found}
 
 
 def _joined(*parts: Any) -> pa.Array:
