@@ -32,7 +32,7 @@ from segpipe.export.parquet import TableReader
 from segpipe.geometry import Box, Lattice
 from segpipe.outlines import Pieces, trace_region
 from segpipe.polygons import Polygons, bands_of_polygons
-from segpipe.records import Records, fingerprint
+from segpipe.records import Record, Records, fingerprint, read_records
 from segpipe.settings import ExportSettings
 from segpipe.simplify import simplify
 from segpipe.stages.exported import FACT, check_formats, export_key, export_path, missing_exports
@@ -194,6 +194,12 @@ def trace_one(work: Tracing, name: str) -> dict[str, Any]:
     return {}
 
 
+def _done(records: Records) -> dict[str, Record]:
+    """The regions that are traced, by name."""
+    found = read_records(records.folder)
+    return {one.region: one for one in found if one.fingerprint == records.fingerprint}
+
+
 def _write_outlines(
     results: Results,
     paths: dict[str, Path],
@@ -206,7 +212,7 @@ def _write_outlines(
     lattice = results.lattice
     folder.mkdir(parents=True, exist_ok=True)
     records = Records(folder, "outlines", fingerprint(token, lattice.shape, lattice.cell))
-    found = records.read()
+    found = _done(records)
     waiting = [region.name for region in lattice if region.name not in found]
     for outcome in engine.run(trace_one, Tracing(results.labels[0], lattice, records), waiting):
         if outcome.error is not None:
@@ -214,7 +220,7 @@ def _write_outlines(
             raise InputError(
                 f"{results.name}: export: region {outcome.region} {box}: {outcome.error}"
             )
-    found = records.read()
+    found = _done(records)
 
     def pieces_of(row: int) -> Iterator[Pieces]:
         for column in range(lattice.count[1]):
