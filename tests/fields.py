@@ -92,6 +92,9 @@ def table_of(out: Path, name: str) -> pa.Table:
     return pq.read_table(out / f"{name}.parquet")
 
 
+RESULTS = (".parquet", ".png", ".gz", ".geoparquet", ".csv", ".h5ad", ".tif")
+
+
 def same_results(ours: Path, theirs: Path) -> None:
     """All that a run leaves as results is the same, byte for byte, and so are the manifests' tokens."""
     found = []
@@ -101,7 +104,7 @@ def same_results(ours: Path, theirs: Path) -> None:
         results = {
             name: path.read_bytes()
             for name, path in inside.items()
-            if ".ome.zarr" in str(name) or path.suffix in (".parquet", ".png")
+            if ".ome.zarr" in str(name) or path.suffix in RESULTS
         }
         tokens = {
             name: json.loads(path.read_text(errors="surrogateescape"))["token"]

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from segpipe import store
+from segpipe.columns import Frame, instance_columns
 from segpipe.export.parquet import TableWriter
 from segpipe.geometry import Box
-from segpipe.properties import instance_columns, sum_region
+from segpipe.properties import ObjectSums, sum_region
 from segpipe.records import read_json, write_json
 from segpipe.stages.image import STAGES, Manifest, manifest_path
 
@@ -56,10 +57,11 @@ def add_image(
         _write_pyramid(path / store.LABEL_GROUP, shape, labels, store.halve_nearest)
         sums = sum_region(labels, np.full(labels.shape, 200, np.uint8), Box(0, 0, *labels.shape))
         size = "" if pixel_size_um is None else repr(pixel_size_um)
-        with TableWriter(out / f"{name}.parquet", {"pixel_size_um": size}) as writer:
+        with TableWriter(out / f"{name}.parquet", {"pixel_size_um": size}, {}) as writer:
             for start in range(0, max(len(sums), 1), 3):  # several groups of rows
-                rows = sums[start : start + 3]
-                writer.write(instance_columns(rows, labels.shape, pixel_size_um))
+                rows = ObjectSums.of_rows(sums[start : start + 3]).closed()
+                frame = Frame(labels.shape, labels.shape, pixel_size_um)
+                writer.write(instance_columns(rows, frame))
     for stage in stages:
         facts = {"objects": 0 if labels is None else len(np.unique(labels[labels > 0]))}
         made = Manifest(stage, "f", "t", failed if stage == stages[-1] else (), facts)

@@ -105,11 +105,15 @@ def test_ten_images_one_of_them_bad(tmp_path):
     code, told, rules = snakemake(elsewhere, "--dry-run", input=folder, output=whole)
     assert code == 0 and rules == {"check": 1, "all": 1}, told
 
-    changed = {"stitch": "{min_area: 60}", "batch": 100}
+    exports = {"export": "{formats: [csv, geojson, tiff]}"}
+    code, told, rules = snakemake(elsewhere, "--dry-run", input=folder, output=whole, **exports)
+    assert code == 0 and rules == {"measure": 3, "check": 1, "all": 1}, told
+    changed = {"stitch": "{min_area: 60}", "batch": 100, **exports}
     code, told, rules = snakemake(elsewhere, input=folder, output=whole, **changed)
     assert code == 0, told
     assert rules == {"stitch": 1, "measure": 1, "check": 1, "all": 1}
-    assert run(folder, out, "stitch.min_area=60").exit_code == 0
+    done = run(folder, out, "stitch.min_area=60", "export.formats=[csv, geojson, tiff]")
+    assert done.exit_code == 0 and len(list(whole.rglob("*.geojson.gz"))) == 10
     same_results(out, whole)
 
 

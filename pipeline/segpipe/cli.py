@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segpipe import __version__
+from segpipe.cli_export import export
 from segpipe.cli_models import models
 from segpipe.cli_report import report
 from segpipe.cli_view import view
@@ -49,6 +50,7 @@ def main() -> None:
 main.add_command(models)
 main.add_command(report)
 main.add_command(view)
+main.add_command(export)
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,6 +95,10 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Test-time augmentation: the mean over 8 views of each window, 8 times the cost.",
         ),
         click.option("--pixel-size", type=float, metavar="UM", help="Size of a pixel in um."),
+        click.option(
+            "--export", "exports", multiple=True, metavar="FORMAT,...",
+            help="Files beside the table: geojson (QuPath), geoparquet, csv, anndata, tiff.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -253,6 +259,7 @@ def _load(
     planes: str | None,
     tta: bool,
     pixel_size: float | None,
+    exports: tuple[str, ...],
 ) -> tuple[Settings, tuple[Path, ...], Path | None]:
     """Settings, inputs and OUT: from the YAML, and over it from the options."""
     from segpipe.settings import load_project
@@ -270,6 +277,7 @@ def _load(
             "engine.workers": workers,
             "tile.channel": list(channels) or None,
             "tile.pixel_size_um": pixel_size,
+            "export.formats": list(exports) or None,
         },
     )
     return project.settings, inputs or project.input or (), out or project.output
@@ -284,21 +292,9 @@ def _named(inputs: tuple[Path, ...]) -> list[Path]:
 
 
 def _log_to_stderr() -> None:
-    """INFO and above of segpipe, above the progress bar."""
-    from segpipe.progress import BarHandler
+    from segpipe.progress import log_to_stderr
 
-    logger = logging.getLogger("segpipe")
-    if not logger.handlers:
-        handler = BarHandler()
-        if sys.stderr.isatty():
-            handler.setFormatter(logging.Formatter("%(message)s"))
-        else:
-            handler.setFormatter(
-                logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-            )
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    log_to_stderr()
 
 
 @main.command()

@@ -25,7 +25,9 @@ from typing import Any
 from segpipe.errors import InputError, SettingsError
 from segpipe.inputs import Input, names_in_order
 from segpipe.records import read_json, write_json
+from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE, Plane, input_fingerprint
+from segpipe.stages.exported import missing_exports
 from segpipe.stages.image import (
     NEEDS,
     STAGES,
@@ -205,11 +207,14 @@ class _Truth:
         objects = self.chain[STAGES[-1]].facts["objects"]
         return entry is not None and (entry["status"], entry["objects"]) == ("done", objects)
 
-    def has_output(self, stage: str, preview: bool) -> bool:
+    def has_output(self, stage: str, settings: Settings) -> bool:
         """Whether what the stage has written is there."""
-        if stage == "measure":
-            return has_results(self.out, self.name, preview=preview)
         manifest = self.chain.get(stage)
+        if stage == "measure":
+            facts = {} if manifest is None else manifest.facts
+            exports = missing_exports(self.out, self.name, settings.export, facts)
+            preview = settings.measure.preview
+            return not exports and has_results(self.out, self.name, preview=preview)
         return manifest is not None and has_array(manifest, array_path(self.out, self.name, stage))
 
 
@@ -218,7 +223,7 @@ def synchronise(
     jobs: Sequence[Job],
     digests: Mapping[str, str],
     entries: Mapping[str, Any],
-    preview: bool,
+    settings: Settings,
 ) -> None:
     """Have job manifests exactly where the manifests of the images bear them out.
 
@@ -231,8 +236,8 @@ def synchronise(
         `stage_digests` of the settings.
     entries
         Of run.json.
-    preview
-        Whether the picture is among the results.
+    settings
+        They say which files are among the results.
     """
     present: dict[str, list[str]] = {}
     for file in sorted(path.name for path in (out / FOLDER).glob("*.*.*.json")):
@@ -250,10 +255,10 @@ def synchronise(
         for stage in reversed(STAGES):
             # Probabilities are work, which `clean` removes: missed only where they will be read.
             if stage in done and stage != "infer":
-                _forget_if_lost(paths, stage, done, truths, preview)
+                _forget_if_lost(paths, stage, done, truths, settings)
             for before in NEEDS[stage] if stage not in done else ():
                 if before in done:
-                    _forget_if_lost(paths, before, done, truths, preview)
+                    _forget_if_lost(paths, before, done, truths, settings)
 
 
 def _forget_if_lost(
@@ -261,10 +266,10 @@ def _forget_if_lost(
     stage: str,
     done: set[str],
     truths: Mapping[str, _Truth],
-    preview: bool,
+    settings: Settings,
 ) -> None:
     told = read_job(paths[stage])
-    if not all(image.lost or truths[image.name].has_output(stage, preview) for image in told):
+    if not all(image.lost or truths[image.name].has_output(stage, settings) for image in told):
         paths[stage].unlink()
         done.discard(stage)
 

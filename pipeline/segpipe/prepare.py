@@ -20,6 +20,7 @@ from segpipe.models.modelfile import find_model, model_geometry, model_hash, rea
 from segpipe.records import read_json, write_json
 from segpipe.settings import AUTO, Settings
 from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file, select_channels
+from segpipe.stages.exported import check_formats
 from segpipe.stages.image import (
     STAGES,
     Image,
@@ -63,6 +64,7 @@ class Prepared:
     def file_count(self, image: Image, writers: int = 1) -> int:
         """Files while it runs: shards, metadata, and the records of so many processes."""
         files = 14  # groups, manifests, tables of seeds, lock, table and picture
+        files += len(image.settings.export.formats)
         for grid in (image.grid, image.label_grid):
             levels = [grid.level(number) for number in range(len(grid.levels))]
             files += sum(1 + len(Lattice(level.shape, level.shard)) for level in levels)
@@ -96,6 +98,7 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
     SettingsError, ModelError
         When settings or model are wrong for all inputs: nothing is started.
     """
+    check_formats(settings.export.formats)
     model_of = _Models(out)
     plans = _Plans(out, settings)
     images: list[Image] = []
@@ -141,6 +144,7 @@ def begin(out: Path, settings: Settings) -> None:
     SettingsError, ModelError
         As `prepare`.
     """
+    check_formats(settings.export.formats)
     plans, model_of = _Plans(out, settings), _Models(out)
     for name in AUTO_MODELS if settings.infer.model == AUTO else (settings.infer.model,):
         plans.check(model_of(name))

@@ -67,3 +67,19 @@ class BarHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_stderr() -> None:
+    """Show INFO and above of segpipe, above the bar."""
+    logger = logging.getLogger("segpipe")
+    if not logger.handlers:
+        handler = BarHandler()
+        if sys.stderr.isatty():
+            handler.setFormatter(logging.Formatter("%(message)s"))
+        else:
+            handler.setFormatter(
+                logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+            )
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -30,6 +30,7 @@ MORE = {
     "infer": ("device", "backend", "skip_empty"),
     "stitch": (*("foreground", "interior", "min_area", "max_area", "min_probability", "max_hole"),),
     "measure": ("preview",),
+    "export": ("formats",),
     "engine": ("workers",),
 }
 """The other keys that people change most."""

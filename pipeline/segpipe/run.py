@@ -26,6 +26,7 @@ from segpipe.reporting import write_report
 from segpipe.results import ImageResult, RunResult, conclude, counted, result_of
 from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE
+from segpipe.stages.exported import missing_exports
 from segpipe.stages.image import (
     NEEDS,
     STAGES,
@@ -184,7 +185,10 @@ def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
         manifest = current.get(stage)
         if manifest is None or manifest.failed or not (stage == "infer" or whole(stage)):
             needed.add(stage)
-    if not has_results(image.out, image.name, preview=image.settings.measure.preview):
+    if "measure" not in needed and (
+        not has_results(image.out, image.name, preview=image.settings.measure.preview)
+        or missing_exports(image.out, image.name, image.settings.export, current["measure"].facts)
+    ):
         needed.add("measure")
     for stage in reversed(STAGES):
         if stage in needed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ FromZero = Annotated[int, Field(ge=0)]
 AUTO = "auto"
 Feature = Literal["shape", "intensity", "neighbours"]
 FEATURES: tuple[Feature, ...] = ("shape", "intensity", "neighbours")
+ExportFormat = Literal["geojson", "geoparquet", "csv", "anndata", "tiff"]
 
 
 def _as_names(value: Any) -> Any:
@@ -55,6 +56,18 @@ def _as_path(value: Any) -> Any:
     return value if value is None or isinstance(value, list | tuple) else _as_paths(value)[0]
 
 
+def _as_formats(value: Any) -> Any:
+    """Formats as a list, or as words with commas between them: a tuple, in one order."""
+    if value is None:
+        return ()
+    several = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, str) for one in several):
+        raise ValueError("should be names of formats")
+    words = {word.strip() for one in several for word in one.split(",")} - {""}
+    known = get_args(ExportFormat)
+    return tuple(sorted(words, key=lambda one: (known.index(one) if one in known else -1, one)))
+
+
 def _as_numbers(value: Any) -> Any:
     """A word, or one number or several from 0: a tuple of integers."""
     if value is None or isinstance(value, str):
@@ -70,6 +83,7 @@ _Numbers = FromZero | Annotated[list[FromZero], Field(min_length=1)]
 _NAMES = BeforeValidator(_as_names, json_schema_input_type=str | int | list[str | int])
 _Z = BeforeValidator(_as_numbers, json_schema_input_type=Literal["each", "max"] | _Numbers | None)
 _EACH = BeforeValidator(_as_numbers, json_schema_input_type=Literal["each"] | _Numbers | None)
+_FORMATS = BeforeValidator(_as_formats, json_schema_input_type=list[ExportFormat] | str)
 _PATHS = BeforeValidator(_as_paths, json_schema_input_type=Path | list[Path])
 _PATH = BeforeValidator(_as_path, json_schema_input_type=Path)
 
@@ -183,6 +197,20 @@ class MeasureSettings(_Section):
     )
 
 
+class ExportSettings(_Section):
+    """Files for other programs, beside the table. Changed, only they are made again."""
+
+    formats: Annotated[tuple[ExportFormat, ...], _FORMATS] = Field(
+        (), description="geojson (QuPath), geoparquet, csv, anndata (scanpy), tiff (labels)"
+    )
+    simplify_px: float = Field(
+        0.0, ge=0, le=1e6, description="how far outlines may be off, for fewer corners; 0: exact"
+    )
+    classification: str = Field(
+        "Nucleus", min_length=1, description="class that QuPath shows the objects as"
+    )
+
+
 class EngineSettings(_Section):
     """Who does the work. Nothing here changes a result."""
 
@@ -201,6 +229,7 @@ class Settings(_Section):
     infer: InferSettings = InferSettings()
     stitch: StitchSettings = StitchSettings()
     measure: MeasureSettings = MeasureSettings()
+    export: ExportSettings = ExportSettings()
     engine: EngineSettings = EngineSettings()
 
     @model_validator(mode="after")

@@ -131,8 +131,7 @@ def open_workflow(config: Mapping[str, Any], *, whole: bool) -> Workflow:
     begin(out, project.settings)
     jobs = plan_jobs(found, out, project.batch)
     workflow = Workflow(project, tuple(jobs))
-    preview = project.measure.preview
-    synchronise(out, jobs, workflow.digests, read_entries(out), preview)
+    synchronise(out, jobs, workflow.digests, read_entries(out), project.settings)
     return workflow
 
 

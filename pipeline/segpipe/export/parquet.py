@@ -1,11 +1,11 @@
-"""The InstanceTable as Parquet, written batch by batch in flat memory.
+"""The InstanceTable as Parquet, written and read batch by batch in flat memory.
 
 However the rows come in batches, the file is the same: row groups are cut by number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -91,6 +91,56 @@ class TableWriter:
             self._partial.replace(self.path)
         else:
             self._partial.unlink(missing_ok=True)
+
+
+class TableReader:
+    """Reads rows a few at a time; close it after use.
+
+    How many come at once is the reader's choice: row groups follow the regions in which the table was
+    made, and what is written from them must not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path)
+        self._group = 0
+        self._rows = self._file.schema_arrow.empty_table()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns, and the table's metadata."""
+        return self._file.schema_arrow
+
+    @property
+    def rows(self) -> int:
+        """Of the whole table."""
+        return int(self._file.metadata.num_rows)
+
+    def take(self, count: int) -> pa.Table:
+        """The next rows, fewer at the end."""
+        parts, have = [self._rows], len(self._rows)
+        while have < count and self._group < self._file.num_row_groups:
+            parts.append(self._file.read_row_group(self._group))
+            have += len(parts[-1])
+            self._group += 1
+        rows = pa.concat_tables(parts)
+        self._rows = rows.slice(count)
+        return rows.slice(0, count).combine_chunks()
+
+    def batches(self, count: int) -> Iterator[pa.Table]:
+        """All rows that are left, so many at once."""
+        while len(rows := self.take(count)):
+            yield rows
+
+    def __enter__(self) -> TableReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
 
 
 def _arrow(values: Array) -> pa.Array:

@@ -23,6 +23,7 @@ from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, json_text
 from segpipe.settings import Settings, StitchSettings, overrides
 from segpipe.slide import Plane
+from segpipe.stages.exported import remove_exports
 from segpipe.store import LABEL_GROUP, Grid, disk_usage
 
 log = logging.getLogger(__name__)
@@ -307,7 +308,8 @@ def settings_of(stage: str, settings: Settings, models: Sequence[str]) -> dict[s
         "tile": settings.tile.model_dump(mode="json") | of_image,
         "infer": settings.infer.model_dump(mode="json", exclude={"model", "device"}),
         "stitch": settings.stitch.model_dump(mode="json"),
-        "measure": settings.measure.model_dump(mode="json"),
+        "measure": settings.measure.model_dump(mode="json")
+        | {"export": settings.export.model_dump(mode="json")},
     }
     return {"version": VERSION[stage], **chosen[stage]}
 
@@ -499,9 +501,15 @@ def manifest_chain(out: Path, name: str) -> dict[str, Manifest]:
 
 
 def forget(out: Path, name: str, stages: Sequence[str], *, records: bool = True) -> None:
-    """Remove what says that these stages of an image are done; their arrays are then made anew."""
+    """Remove what says that these stages of an image are done; their arrays are then made anew.
+
+    Exports go too: nothing would make those anew that are no longer asked for.
+    """
     for stage in stages:
-        manifest_path(out, name, stage).unlink(missing_ok=True)
+        path = manifest_path(out, name, stage)
+        if stage == "measure" and (told := Manifest.read(path)) is not None:
+            remove_exports(out, name, told.facts)
+        path.unlink(missing_ok=True)
         if records:
             remove(work_folder(out, name) / "records" / stage)
 

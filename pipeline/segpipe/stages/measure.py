@@ -40,7 +40,16 @@ from segpipe.sizes import SizeHistogram
 from segpipe.slide import THE_PLANE
 from segpipe.slide.source import printable
 from segpipe.stages.classes import certainty_in
-from segpipe.stages.image import Image, Manifest, Progress, image_facts, manifests_before
+from segpipe.stages.exports import make_exports
+from segpipe.stages.image import (
+    Image,
+    Manifest,
+    Progress,
+    current_manifests,
+    has_results,
+    image_facts,
+    manifests_before,
+)
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of
 from segpipe.store import LABEL_GROUP, halve_nearest, read_box
@@ -67,7 +76,26 @@ class Told:
 
 
 def measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
-    """Write the label pyramid, `<name>.parquet` and `<name>.png`."""
+    """Write the label pyramid, `<name>.parquet` and `<name>.png`; and the exports asked for.
+
+    Where only exports are lacking, only they are made.
+    """
+    manifest = current_manifests(image).get("measure")
+    preview = image.settings.measure.preview
+    whole = has_results(image.out, image.name, preview=preview)
+    if manifest is None or manifest.failed or not whole:
+        manifest = _measure(image, engine, progress)
+    else:
+        height, width = image.layout.plane
+        progress.advance(image.name, "measure", height * width)
+    if manifest.failed:
+        return manifest
+    digest = image.digests.get("measure")
+    return make_exports(image.out, image.name, image.settings.export, engine, digest)
+
+
+def _measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
+    """The label pyramid, the table and the picture."""
     told = manifests_before(image, "measure")
     before = told["stitch"]
     run = StageRun(image, "measure", engine, progress, before)
