@@ -13,12 +13,14 @@ from segpipe.slide.slide import (
     open_file,
     open_slide,
 )
+from segpipe.slide.source import Level
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "THE_PLANE",
     "Choice",
     "Chosen",
+    "Level",
     "OpenFile",
     "Plane",
     "Scene",
