@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import sys
+import types
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -410,4 +413,27 @@ def test_a_reader_that_is_wrong_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         open_slide(path)
     install(monkeypatch, "Ramp", "Wrong")
     with pytest.raises(InputError, match="read by several installed packages"):
+        open_slide(path)
+
+
+@pytest.mark.usefixtures("plugins")
+def test_the_reader_in_the_documentation_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "readers.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module = types.ModuleType("documented")
+    exec(code, module.__dict__)  # noqa: S102  it is our page
+    monkeypatch.setitem(sys.modules, "documented", module)
+    monkeypatch.setattr(
+        readers, "entry_points", lambda group: [EntryPoint("ramp", "documented:Ramp", group)]
+    )
+    readers._plugins.cache_clear()
+    path = tmp_path / "a.ramp"
+    path.write_bytes(b"x")
+    with open_slide(path) as slide:
+        assert slide.channel_names == ("DAPI",)
+        assert slide.read(Box(1, 2, 3, 4)).tolist() == [[[3, 4], [4, 5]]]
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.ramp: is empty"):
         open_slide(path)

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 
+from fields import labels_of, nuclei, run
 from segpipe.errors import InputError
 from segpipe.geometry import Box
 from segpipe.inputs import find_inputs
@@ -94,8 +96,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "ATTEMPTS", 3)
 
 
-def write(path: Path, version: str = "0.5", **options: Any) -> Pixels:
-    pixels = np.random.default_rng(0).integers(1, 60_000, (2, 90, 130)).astype(np.uint16)
+def write(path: Path, version: str = "0.5", pixels: Pixels | None = None, **options: Any) -> Pixels:
+    if pixels is None:
+        pixels = np.random.default_rng(0).integers(1, 60_000, (2, 90, 130)).astype(np.uint16)
     root = zarr.open_group(str(path), mode="w", zarr_format=3 if version == "0.5" else 2)
     for number, level in enumerate((pixels, pixels[:, ::2, ::2])):
         options = {"chunks": (1, 32, 32)} | options
@@ -161,6 +164,29 @@ def test_an_address_is_an_input(served: tuple[Path, str, Behaviour], tmp_path: P
     assert before == input_fingerprint(url)
     zarr.open_group(str(folder / "a.ome.zarr")).attrs["note"] = "changed"
     assert input_fingerprint(url) != before
+
+
+def test_predict_over_an_address_gives_what_the_folder_gives(
+    served: tuple[Path, str, Behaviour], tmp_path: Path
+) -> None:
+    folder, address, behaviour = served
+    field = tifffile.imread(nuclei(tmp_path / "field.tif", (130, 150)))
+    write(folder / "a.ome.zarr", pixels=np.stack([field, field // 2]))
+    behaviour.answer = lambda path, times: 503 if "/c/" in path and times < 2 else 200
+    results = [
+        run(where, tmp_path / out, "tile.channel=[0]")
+        for where, out in (
+            (Path(f"{address}/a.ome.zarr"), "far"),
+            (folder / "a.ome.zarr", "near"),
+        )
+    ]
+    assert [result.exit_code for result in results] == [0, 0]
+    far, near = (labels_of(tmp_path / out, "a") for out in ("far", "near"))
+    assert near.any()
+    np.testing.assert_array_equal(far, near)
+    asked = len([path for path in behaviour.asked if "/c/" in path])
+    assert run(Path(f"{address}/a.ome.zarr"), tmp_path / "far", "tile.channel=[0]").exit_code == 0
+    assert len([path for path in behaviour.asked if "/c/" in path]) == asked
 
 
 def test_a_missing_chunk_is_the_fill_value(served: tuple[Path, str, Behaviour]) -> None:
