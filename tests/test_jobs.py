@@ -258,6 +258,7 @@ def other_value(key: str) -> dict[str, dict[str, object]]:
         2048,
         0.3,
         *pairs,
+        "other",
     ):
         try:
             settings = parse_settings({section: {name: value}})

@@ -12,6 +12,7 @@ import click
 
 from segpipe import __version__
 from segpipe.cli_export import export
+from segpipe.cli_info import info
 from segpipe.cli_models import models
 from segpipe.cli_report import report
 from segpipe.cli_view import view
@@ -47,6 +48,7 @@ def main() -> None:
     """
 
 
+main.add_command(info)
 main.add_command(models)
 main.add_command(report)
 main.add_command(view)
@@ -295,16 +297,6 @@ def _log_to_stderr() -> None:
     from segpipe.progress import log_to_stderr
 
     log_to_stderr()
-
-
-@main.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def info(file: Path) -> None:
-    """What FILE is: shape, channels, planes and scenes, pixel size; and what predict makes of it."""
-    from segpipe.describing import describe
-
-    for key, value in describe(file):
-        click.echo(f"{key:<12}{value}")
 
 
 @main.command()

@@ -28,6 +28,7 @@ from segpipe.slide import (
     input_fingerprint,
     is_zarr_folder,
     open_file,
+    remote_url,
 )
 
 LONGEST = 160
@@ -76,9 +77,12 @@ def find_inputs(
         When a path does not exist, or no image is found.
     """
     found = find_files(given, out)
-    tile = tile or TileSettings()
-    choice = Choice(z=tile.z, t=tile.t, scene=tile.scene, pages=tile.pages)
-    return _name(found, out, choice)
+    return _name(found, out, choice_of(tile or TileSettings()))
+
+
+def choice_of(tile: TileSettings) -> Choice:
+    """Which planes the settings want."""
+    return Choice(z=tile.z, t=tile.t, scene=tile.scene, pages=tile.pages)
 
 
 def find_files(given: Sequence[Path], out: Path | None) -> list[tuple[Path, PurePosixPath]]:
@@ -91,6 +95,9 @@ def find_files(given: Sequence[Path], out: Path | None) -> list[tuple[Path, Pure
     """
     found: list[tuple[Path, PurePosixPath]] = []
     for path in given:
+        if remote_url(path) is not None:
+            found.append((path, PurePosixPath(path.name)))
+            continue
         if not path.exists():
             raise SettingsError(f"no such file or folder: {path}")
         if path.is_dir() and not is_zarr_folder(path):
@@ -206,7 +213,7 @@ def _seen(file: OpenFile, chosen: Sequence[Chosen], fingerprint: str | None) -> 
 def _name(found: Sequence[tuple[Path, PurePosixPath]], out: Path, choice: Choice) -> list[Input]:
     wanted: dict[Path, tuple[PurePosixPath, list[tuple[Plane, str, Seen | None]]]] = {}
     for path, relative in found:
-        source = path.resolve()
+        source = path if remote_url(path) else path.resolve()
         if source not in wanted:
             wanted[source] = relative, _planes(source, choice)
     registry = _registry(out)

@@ -20,14 +20,18 @@ import zarr
 from segpipe.errors import InputError
 from segpipe.slide.omezarr_scenes import find_scenes, inside, namespace, objects
 from segpipe.slide.omezarr_source import OmeZarrSource
+from segpipe.slide.pixel_size import UM_PER_UNIT, stated_pixel
 from segpipe.slide.planes import Place, Scene
+from segpipe.slide.remote import open_store, remote_url
 from segpipe.slide.source import (
     MAX_SEGMENT_BYTES,
-    UM_PER_UNIT,
     Header,
+    Level,
+    PixelSize,
     check_size,
+    downsample_of,
+    left_out,
     printable,
-    square_pixel_um,
     unusable,
     working_dtype,
 )
@@ -44,7 +48,9 @@ _MARKERS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
 
 def is_zarr_folder(path: Path) -> bool:
-    """Whether the folder holds Zarr metadata, or is named as if it did."""
+    """Whether the folder holds Zarr metadata, or is named as if it did; or is an address."""
+    if remote_url(path) is not None:
+        return True
     return path.is_dir() and (
         path.suffix.lower() == ".zarr" or any((path / marker).is_file() for marker in _MARKERS)
     )
@@ -60,7 +66,8 @@ def open_omezarr(path: Path) -> OmeZarrContents:
         When it is not OME-Zarr 0.4 or 0.5. What is wrong with one of several scenes is said when
         that one is opened.
     """
-    if not any((path / marker).is_file() for marker in _MARKERS):
+    local = remote_url(path) is None
+    if local and not any((path / marker).is_file() for marker in _MARKERS):
         raise unusable(path, "is a folder without Zarr metadata", _REMEDY)
     with _readable(path):
         return OmeZarrContents(path)
@@ -75,7 +82,7 @@ def list_labels(path: Path) -> tuple[Path, ...]:
         When the metadata cannot be read, or lead out of the folder.
     """
     with _readable(path):
-        root = zarr.open_group(str(path), mode="r", use_consolidated=False)
+        root = zarr.open_group(open_store(path), mode="r", use_consolidated=False)
         group = root.get("labels")
         listed = namespace(group).get("labels") if isinstance(group, zarr.Group) else None
         names = [str(name) for name in listed] if isinstance(listed, list) else []
@@ -100,7 +107,7 @@ class OmeZarrContents:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        root = zarr.open_group(str(path), mode="r", use_consolidated=False)
+        root = zarr.open_group(open_store(path), mode="r", use_consolidated=False)
         self._found = find_scenes(path, root)
         self._sources: dict[int, OmeZarrSource] = {}
         if len(self._found) == 1:
@@ -139,10 +146,10 @@ class OmeZarrContents:
 def _source(path: Path, group: zarr.Group) -> OmeZarrSource:
     multiscale, metadata = _multiscale(path, group)
     axes = _axes(path, multiscale)
-    levels = [_level(path, group, dataset) for dataset in objects(multiscale, "datasets")]
-    if not levels or any(level.ndim != len(axes) for level in levels):
+    datasets = objects(multiscale, "datasets")
+    finest = _level(path, group, datasets[0]) if datasets else None
+    if finest is None or finest.ndim != len(axes):
         raise unusable(path, f"has no arrays of axes {''.join(axes)}", "write it again")
-    finest = levels[0]
     sizes = dict(zip(axes, finest.shape, strict=True))
     extra = [axis for axis, size in sizes.items() if size > 1 and axis not in "tczyx"]
     if extra:
@@ -154,17 +161,53 @@ def _source(path: Path, group: zarr.Group) -> OmeZarrSource:
     check_size(path, shape, dtype.itemsize, None)
     y, x = axes.index("y"), axes.index("x")
     names = _channel_names(metadata, shape[0])
+    arrays, levels, warnings = [finest], [Level(shape[1:], 1.0)], []
+    for number, dataset in enumerate(datasets[1:], start=1):
+        try:
+            coarser = _level(path, group, dataset)
+            if coarser.ndim == len(axes) and _along(coarser, axes, "z") != sizes.get("z", 1):
+                break  # halved along z too: it has no planes of this image
+            factor = _downsample(finest, coarser, y, x)
+            if factor <= levels[-1].downsample:
+                raise ValueError("it is no smaller than the level before")
+        except Exception as error:  # noqa: BLE001  whatever it is, the full resolution can be read
+            warnings.append(left_out(path, number, error))
+            continue
+        arrays.append(coarser)
+        levels.append(Level((coarser.shape[y], coarser.shape[x]), factor))
     header = Header(
         shape=shape,
         dtype=dtype,
         channel_names=names,
         rgb=tuple(name.lower() for name in names) == COLOURS,
-        pixel_size_um=_pixel_size_um(path, multiscale, y, x),
-        levels=tuple((level.shape[y], level.shape[x]) for level in levels),
+        pixel_size=_pixel_size(path, multiscale, y, x),
+        levels=tuple(levels),
         reader=f"zarr/{_version(multiscale, metadata) or VERSIONS[0]}",
         compression=next((name for name in _COMPRESSORS if name in _codecs(finest)), "none"),
+        warnings=tuple(warnings),
     )
-    return OmeZarrSource(path, header, finest, axes)
+    return OmeZarrSource(path, header, tuple(arrays), axes)
+
+
+def _along(array: zarr.Array[Any], axes: tuple[str, ...], axis: str) -> int:
+    return int(array.shape[axes.index(axis)]) if axis in axes else 1
+
+
+def _downsample(full: zarr.Array[Any], level: zarr.Array[Any], y: int, x: int) -> float:
+    """Of a level.
+
+    Raises
+    ------
+    ValueError
+        When it is no smaller copy of the full resolution.
+    """
+    alike = len(level.shape) == len(full.shape) and level.dtype == full.dtype
+    others = (n for n in range(len(full.shape)) if n not in (y, x))
+    if alike and all(level.shape[n] == full.shape[n] for n in others):
+        factor = downsample_of((full.shape[y], full.shape[x]), (level.shape[y], level.shape[x]))
+        if factor is not None:
+            return factor
+    raise ValueError(f"{level.shape} {level.dtype} is no smaller copy of {full.shape}")
 
 
 def _multiscale(path: Path, group: zarr.Group) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -238,7 +281,7 @@ def _channel_names(metadata: dict[str, Any], count: int) -> tuple[str, ...]:
     )
 
 
-def _pixel_size_um(path: Path, multiscale: dict[str, Any], y: int, x: int) -> float | None:
+def _pixel_size(path: Path, multiscale: dict[str, Any], y: int, x: int) -> PixelSize:
     axes = objects(multiscale, "axes")
     scales = [1.0] * len(axes)
     stated = False
@@ -253,4 +296,4 @@ def _pixel_size_um(path: Path, multiscale: dict[str, Any], y: int, x: int) -> fl
         None if unit is None or not stated else scales[n] * unit
         for n, unit in zip((y, x), units, strict=True)
     ]
-    return square_pixel_um(path, *sides)
+    return stated_pixel(path, sides[0], sides[1], "OME-Zarr's scale")

@@ -3,6 +3,9 @@
     TIFF  stripped, tiled, Big, OME, ImageJ, SVS, NDPI, SCN, QPTIFF   tiff      lazy
     PNG, JPEG                                                          picture   decoded once
     OME-Zarr 0.4, 0.5                                                  omezarr   lazy
+    MRXS, VMS, SVSLIDE, BIF, DICOM                         extra wsi   openslide_reader   lazy
+    CZI; ND2, LIF                                          extra bioio czi_reader, bioio_reader
+    what other packages read                                           readers
 
 A Slide is one plane, (C, Y, X), or the maximum along z. Which one has to be said: see `planes`.
 """
@@ -32,14 +35,19 @@ from segpipe.slide.planes import (
     choose_planes,
     find_plane,
 )
+from segpipe.slide.readers import find_reader, searched_suffixes
+from segpipe.slide.remote import remote_fingerprint, remote_url
 from segpipe.slide.source import Source, printable, to_working, unusable, working_dtype
 from segpipe.slide.tiff import open_tiff
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".tif", ".tiff", ".btf", ".tf8", ".png", ".jpg", ".jpeg"),
-        *(".svs", ".ndpi", ".scn", ".qptiff"),
-    }
+IMAGE_SUFFIXES = (
+    frozenset(
+        {
+            *(".tif", ".tiff", ".btf", ".tf8", ".png", ".jpg", ".jpeg"),
+            *(".svs", ".ndpi", ".scn", ".qptiff"),
+        }
+    )
+    | searched_suffixes()
 )
 """Suffixes, in lower case, of files that are images when a folder is searched. OME-Zarr folders are
 recognised by `is_zarr_folder`."""
@@ -68,11 +76,18 @@ class Slide:
     rgb
         Whether the channels are the colours of a photograph.
     pixel_size_um
-        Micrometres a pixel along y and x; None when nobody states it.
+        Micrometres a pixel along y and x; None when nobody states it, or it is absurd (a warning).
+    pixel_size_from
+        Who states it, for people: `OME-XML`; empty when nobody does.
     levels
-        (Y, X) of each level of the pyramid, the finest first. Only that one is read.
+        Of the pyramid, the finest first: shape and downsample of each. A level that cannot be read,
+        or is no smaller copy of the image, is left out and in `warnings`.
     reader, compression
         Who reads the file and how its pixels are stored, for people: `tifffile/svs`, `jpeg`.
+    warnings
+        What is wrong with the file and does no harm to the full resolution.
+    left_out
+        Pictures beside the slide that are not read: label, macro, thumbnail.
     """
 
     def __init__(self, path: Path, source: Source, plane: Plane = THE_PLANE) -> None:
@@ -84,23 +99,28 @@ class Slide:
         self.dtype = working_dtype(path, header.dtype)
         self.channel_names = header.channel_names
         self.rgb = header.rgb
-        self.pixel_size_um = header.pixel_size_um
+        self.pixel_size_um = header.pixel_size.um
+        self.pixel_size_from = header.pixel_size.origin
         self.levels = header.levels
         self.reader = header.reader
         self.compression = header.compression
+        self.warnings = header.warnings + header.pixel_size.warnings
+        self.left_out = header.left_out
 
     def __repr__(self) -> str:
         return f"Slide({printable(self.path.name)}, {self.shape}, {self.dtype})"
 
-    def read(self, box: Box, channels: Sequence[int] | None = None) -> NDArray[Any]:
-        """(channels, height, width) of the box at full resolution, in `dtype`; a new array.
+    def read(self, box: Box, channels: Sequence[int] | None = None, level: int = 0) -> NDArray[Any]:
+        """(channels, height, width) of the box in pixels of a level, in `dtype`; a new array.
 
         Parameters
         ----------
         box
-            Inside the image.
+            Inside the level.
         channels
             Numbers of channels in the order wanted; None gives all.
+        level
+            Number in `levels`; 0 is the full resolution.
 
         Raises
         ------
@@ -108,9 +128,10 @@ class Slide:
             When a part of the file that the box needs is missing or damaged, or holds a number
             that `dtype` cannot.
         ValueError, IndexError
-            When the slide is closed, the box is not inside the image, or there is no such channel.
+            When the slide is closed, the box is not inside the level, or there is no such channel
+            or level.
         """
-        pixels = self.read_stored(box, channels)
+        pixels = self.read_stored(box, channels, level)
         try:
             return to_working(pixels, self.dtype)
         except ValueError as error:
@@ -118,7 +139,9 @@ class Slide:
                 self.path, f"has {error} in {box}", "convert it to uint16 or float32"
             ) from error
 
-    def read_stored(self, box: Box, channels: Sequence[int] | None = None) -> NDArray[Any]:
+    def read_stored(
+        self, box: Box, channels: Sequence[int] | None = None, level: int = 0
+    ) -> NDArray[Any]:
         """As `read`, in the file's own dtype: label ids of 32 bits stay what they are.
 
         Raises
@@ -129,14 +152,21 @@ class Slide:
         source = self._source
         if source is None:
             raise ValueError(f"{self!r} is closed")
-        if not Box(0, 0, *self.shape[1:]).contains(box):
-            raise ValueError(f"box {box} is not inside {self!r}")
+        if not 0 <= level < len(self.levels):
+            raise IndexError(f"level {level} of {self!r}, which has {len(self.levels)}")
+        if not Box(0, 0, *self.levels[level].shape).contains(box):
+            raise ValueError(f"box {box} is not inside level {level} of {self!r}")
         wanted = tuple(range(self.shape[0])) if channels is None else tuple(channels)
         if not all(0 <= channel < self.shape[0] for channel in wanted):
             raise IndexError(f"channels {wanted} of {self!r}")
         if not wanted or box.area == 0:
             return np.empty((len(wanted), *box.shape), source.header.dtype)
-        return source.read(box, wanted)
+        pixels = source.read(box, wanted, level)
+        expected = (len(wanted), *box.shape), source.header.dtype
+        if (pixels.shape, pixels.dtype) != expected:
+            what = f"was read as {pixels.shape} {pixels.dtype}, not {expected[0]} {expected[1]}"
+            raise unusable(self.path, f"{what}, by {self.reader}", "repair that reader")
+        return pixels
 
     def close(self) -> None:
         """Let go of the file and of what was decoded; may be called again. What it is stays known."""
@@ -251,6 +281,9 @@ def _open_contents(path: Path) -> Contents:
             raise unusable(path, "is not a regular file", "give a file")
         with path.open("rb") as file:
             start = file.read(16)
+        opener = find_reader(path)
+        if opener is not None and start:
+            return opener(path)
         if start.startswith(_TIFF_MAGIC):
             return open_tiff(path)
         if start.startswith((PNG_MAGIC, JPEG_MAGIC)):
@@ -277,7 +310,7 @@ def input_fingerprint(path: Path) -> str:
     """16 hexadecimal digits that change when the input does; the path is not part of it.
 
     Of a file: size and time of change. Of a folder: those of every file in it, with the path
-    inside the folder.
+    inside the folder; of a MIRAX file its folder counts too. Of an address: its metadata.
 
     Raises
     ------
@@ -286,25 +319,30 @@ def input_fingerprint(path: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     try:
+        if remote_url(path) is not None:
+            return remote_fingerprint(path)
         for inside, status in sorted(_files(path)):
             digest.update(f"{inside}\0{status}\0".encode(errors="surrogateescape"))
-    except OSError as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise _unopened(path, error) from error
     return digest.hexdigest()
 
 
 def _files(path: Path) -> list[tuple[str, str]]:
-    if not path.is_dir():
-        return [("", _status(path.stat()))]
     found: list[tuple[str, str]] = []
     folders = [path]
+    if not path.is_dir():
+        found = [("", _status(path.stat()))]
+        beside = path.with_suffix("")
+        folders = [beside] if path.suffix.lower() == ".mrxs" and beside.is_dir() else []
+    top = folders[0] if folders else path
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
                 else:
-                    inside = Path(entry.path).relative_to(path).as_posix()
+                    inside = Path(entry.path).relative_to(top).as_posix()
                     found.append((inside, _status(entry.stat())))
     return found
 

@@ -6,7 +6,6 @@ what a header says reaches a message only through `printable`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,26 +25,11 @@ MAX_FIELDS = 2**14
 MAX_EXPANSION = 100_000
 """Decoded bytes a byte of file: deflate reaches 1,032, a sparse tiled TIFF some 65,000."""
 
-SAME = 0.01
-"""Pixel sizes along y and x that differ by no more than this part are one pixel size."""
+_ROUNDED = 2
+"""Pixels that a side of a level may differ from the exact part of the full resolution's."""
 
 EXACT_INTEGERS = 2**24
 """float32 holds every integer up to this one."""
-
-UM_PER_UNIT = {
-    name: size
-    for size, names in (
-        (1e-4, ("angstrom", "å")),
-        (1e-3, ("nm", "nanometer", "nanometre")),
-        (1.0, ("um", "µm", "μm", "\\u00b5m", "micron", "microns", "micrometer", "micrometre")),
-        (1e3, ("mm", "millimeter", "millimetre")),
-        (1e4, ("cm", "centimeter", "centimetre")),
-        (1e6, ("m", "meter", "metre")),
-        (25_400.0, ("in", "inch")),
-    )
-    for name in names
-}
-"""Micrometres a unit, by its name in lower case."""
 
 _WORKING = {
     "bool": np.uint8,
@@ -59,20 +43,45 @@ _WORKING = {
 
 
 @dataclass(frozen=True)
+class Level:
+    """One level of a pyramid: height and width, and full-resolution pixels along a pixel's side.
+
+    Pixel i of the level covers pixels `i * downsample` to `(i + 1) * downsample` of the full
+    resolution.
+    """
+
+    shape: tuple[int, int]
+    downsample: float
+
+
+@dataclass(frozen=True)
+class PixelSize:
+    """Micrometres a pixel, None when nobody states it; who states it; and what was not believed."""
+
+    um: float | None = None
+    origin: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Header:
     """What an image is, before a pixel is read.
 
-    `dtype` is that of the file, in native byte order; `shape` and `levels` count pixels.
+    `dtype` is that of the file, in native byte order; `shape` counts pixels. `levels` begin with the
+    full resolution, and each is smaller than the one before. `warnings` say what was wrong with the
+    file and did no harm. `left_out` names pictures beside the slide: its label, its macro picture.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     channel_names: tuple[str, ...]
     rgb: bool
-    pixel_size_um: float | None
-    levels: tuple[tuple[int, int], ...]
+    pixel_size: PixelSize
+    levels: tuple[Level, ...]
     reader: str
     compression: str
+    warnings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -80,11 +89,41 @@ class Source(Protocol):
 
     header: Header
 
-    def read(self, box: Box, channels: tuple[int, ...]) -> NDArray[Any]:
-        """(channels, height, width) in the file's dtype; box and channels have been checked."""
+    def read(self, box: Box, channels: tuple[int, ...], level: int) -> NDArray[Any]:
+        """(channels, height, width) in the file's dtype; box, channels and level have been checked."""
 
     def close(self) -> None:
         """Let go of the file."""
+
+
+def downsample_of(full: tuple[int, int], shape: tuple[int, int]) -> float | None:
+    """Pixels of the full resolution along the side of a pixel of a level; None when it is no smaller
+    copy of the whole image.
+
+    Sizes of levels are rounded, so a factor that is whole but for the rounding is taken for whole.
+
+    >>> downsample_of((2967, 2220), (741, 555)), downsample_of((300, 200), (100, 90))
+    (4.0, None)
+    """
+    long, short = (0, 1) if full[0] >= full[1] else (1, 0)
+    factor = full[long] / shape[long]
+    if shape == full or shape[0] > full[0] or shape[1] > full[1]:
+        return None
+    if abs(full[short] / factor - shape[short]) > _ROUNDED:
+        return None
+    whole = round(factor)
+    if all(
+        abs(size * whole - whole_size) < whole for size, whole_size in zip(shape, full, strict=True)
+    ):
+        return float(whole)
+    return factor
+
+
+def left_out(path: Path, number: int, error: Exception) -> str:
+    """The warning about a level that cannot be read: others are read in its place."""
+    why = str(error) or type(error).__name__
+    why = printable(why.removeprefix(f"{printable(path.name)}: "))
+    return f"level {number} of the pyramid is left out: {why}"
 
 
 def project(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
@@ -153,26 +192,6 @@ def check_size(
             f"claims {decoded:,} bytes of pixels in a file of {file_bytes:,}",
             "copy or export it again if it should hold that much",
         )
-
-
-def square_pixel_um(path: Path, y_um: float | None, x_um: float | None) -> float | None:
-    """Mean of both sides of a pixel in micrometres; None when one is not stated.
-
-    Raises
-    ------
-    InputError
-        When the sides differ by more than `SAME`: an object's shape and area would be wrong.
-    """
-    stated = [side for side in (y_um, x_um) if side is not None and 0 < side < math.inf]
-    if len(stated) < 2:
-        return None
-    if max(stated) > min(stated) * (1 + SAME):
-        raise unusable(
-            path,
-            f"has pixels of {stated[0]:.4g} x {stated[1]:.4g} um (y, x), which are not square",
-            "resample it to square pixels, or correct its pixel size",
-        )
-    return (stated[0] + stated[1]) / 2
 
 
 def working_dtype(path: Path, stored: DTypeLike) -> np.dtype[Any]:

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from segpipe.geometry import Lattice
 from segpipe.slide.planes import Place
-from segpipe.slide.source import MAX_SEGMENT_BYTES, Header, check_size, unusable
+from segpipe.slide.source import (
+    MAX_SEGMENT_BYTES,
+    Header,
+    Level,
+    check_size,
+    downsample_of,
+    left_out,
+    unusable,
+)
 from segpipe.slide.tiff_coding import (
     MIN_IS_WHITE,
     PALETTE,
@@ -29,7 +37,7 @@ from segpipe.slide.tiff_coding import (
 from segpipe.slide.tiff_metadata import (
     channel_names,
     imagej_labels,
-    pixel_size_um,
+    pixel_size,
     qptiff_name,
 )
 from segpipe.slide.tiff_series import TiffScene
@@ -52,7 +60,8 @@ class Layout:
     """Where the pixels are.
 
     Channel k of plane z is sample `stack[z][k][1]` of page `stack[z][k][0]`; several planes are
-    projected. With `colours`, (3, 2^bits) uint8, the only channel holds indices into it.
+    projected. With `colours`, (3, 2^bits) uint8, the only channel holds indices into it. A segment
+    without bytes holds the value `absent`.
     `interleaved`: a segment holds the `samples` of a pixel side by side; otherwise each sample has
     segments of its own.
     """
@@ -66,17 +75,63 @@ class Layout:
     byte_order: str
     colours: NDArray[np.uint8] | None
     inverted: bool
+    absent: float
+
+    @property
+    def without_bytes(self) -> tuple[int, int]:
+        """How many segments have no bytes, and how many there are."""
+        counts = [page.byte_counts for page in self.pages if page.start is None]
+        return sum(int(np.count_nonzero(c == 0)) for c in counts), sum(c.size for c in counts)
 
 
-def read_layout(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, Layout]:
-    """Header and layout of one plane of a scene, or of the planes to project.
+def read_layouts(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, tuple[Layout, ...]]:
+    """Header of one plane of a scene, or of the planes to project, and the layout of each level.
 
     Raises
     ------
     InputError
-        When a page is missing, or its pixels are of a kind that would not be read right.
+        When a page of the full resolution is missing, or its pixels are of a kind that would not be
+        read right. A level below it of which that is so is left out, with a warning.
     """
-    path, series, page = scene.path, scene.series, scene.series.keyframe
+    path, page = scene.path, scene.series.keyframe
+    layout, stated, rgb = _read_layout(scene, tiff, place)
+    count, dtype = len(layout.stack[0]), np.dtype(page.dtype).newbyteorder("=")
+    if layout.colours is not None:
+        count, dtype = 3, np.dtype(np.uint8)
+    shape = (count, page.imagelength, page.imagewidth)
+    check_size(path, shape, dtype.itemsize, path.stat().st_size)
+    layouts, levels = [layout], [Level(shape[1:], 1.0)]
+    absent, segments = layout.without_bytes
+    warnings = [
+        f"{absent:,} of {segments:,} {'tiles' if page.is_tiled else 'strips'} hold no bytes: they are "
+        f"read as {'white' if layout.absent else 'black'}"
+    ][: 1 if absent else 0]
+    for number, coarser in enumerate(scene.coarser, start=1):
+        try:
+            below, factor = _read_level(coarser, tiff, place, layout, levels[-1])
+        except Exception as error:  # noqa: BLE001  whatever it is, the full resolution can be read
+            warnings.append(left_out(path, number, error))
+            continue
+        layouts.append(below)
+        levels.append(Level(below.grid.shape, factor))
+    header = Header(
+        shape=shape,
+        dtype=dtype,
+        channel_names=("red", "green", "blue") if rgb else channel_names(stated, count),
+        rgb=rgb,
+        pixel_size=pixel_size(path, tiff, page, scene.ome),
+        levels=tuple(levels),
+        reader=f"tifffile/{scene.series.kind}",
+        compression=getattr(page.compression, "name", str(page.compression)).lower(),
+        warnings=tuple(warnings),
+        left_out=scene.left_out,
+    )
+    return header, tuple(layouts)
+
+
+def _read_layout(scene: TiffScene, tiff: Any, place: Place) -> tuple[Layout, tuple[str, ...], bool]:
+    """Layout of one level, the channel names that the file states, and whether it is RGB."""
+    path, page = scene.path, scene.series.keyframe
     check_size(
         path,
         (page.samplesperpixel, page.imagelength, page.imagewidth),
@@ -95,23 +150,35 @@ def read_layout(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, Layo
     pages = _pages(scene, listed, place)
     stated = _stated_names(tiff, scene, numbers)
     layout, rgb = _layout(path, tiff, page, pages, depth, stated)
-    count, dtype = len(layout.stack[0]), np.dtype(page.dtype).newbyteorder("=")
-    if layout.colours is not None:
-        count, dtype = 3, np.dtype(np.uint8)
-    shape = (count, page.imagelength, page.imagewidth)
-    check_size(path, shape, dtype.itemsize, path.stat().st_size)
-    compression = getattr(page.compression, "name", str(page.compression)).lower()
-    header = Header(
-        shape=shape,
-        dtype=dtype,
-        channel_names=("red", "green", "blue") if rgb else channel_names(stated, count),
-        rgb=rgb,
-        pixel_size_um=pixel_size_um(path, tiff, page, scene.ome),
-        levels=scene.levels,
-        reader=f"tifffile/{series.kind}",
-        compression=compression,
+    return layout, stated, rgb
+
+
+def _read_level(
+    scene: TiffScene, tiff: Any, place: Place, full: Layout, finer: Level
+) -> tuple[Layout, float]:
+    """Layout and downsample of a level below the full resolution.
+
+    Raises
+    ------
+    ValueError
+        When it is no smaller copy.
+    """
+    layout, _, _ = _read_layout(scene, tiff, place)
+    same = (
+        len(layout.stack) == len(full.stack)
+        and len(layout.stack[0]) == len(full.stack[0])
+        and layout.keyframe.dtype == full.keyframe.dtype
+        and (layout.colours is None) == (full.colours is None)
     )
-    return header, layout
+    factor = downsample_of(full.grid.shape, layout.grid.shape)
+    absent, segments = layout.without_bytes
+    if absent and not full.without_bytes[0]:
+        raise ValueError(f"{absent:,} of its {segments:,} segments hold no bytes")
+    if not same or factor is None or factor <= finer.downsample:
+        height, width = layout.grid.shape
+        samples = f"{len(layout.stack[0])} x {layout.keyframe.dtype}"
+        raise ValueError(f"{height} x {width} ({samples}) is no smaller copy of the image")
+    return layout, factor
 
 
 def _pages(scene: TiffScene, numbers: NDArray[np.int64], place: Place) -> tuple[Page, ...]:
@@ -231,6 +298,8 @@ def _layout(
         byte_order=tiff.byteorder,
         colours=colours,
         inverted=_is_inverted(tiff, page),
+        # Glass that was not scanned, as OpenSlide shows it; black would be objects to a model.
+        absent=np.iinfo(page.dtype).max if rgb and page.dtype.kind == "u" else 0,
     )
     cell = layout.grid.cell
     segment_bytes = prod(cell) * (samples if layout.interleaved else 1) * page.dtype.itemsize
