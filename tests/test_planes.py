@@ -285,10 +285,10 @@ def test_scenes_are_images_and_pyramids_labels_and_thumbnails_are_not(tmp_path: 
         chosen = file.choose(EACH)
         assert [one.suffix for one in chosen] == ["_s0_z0", "_s0_z1", "_s0_z2", "_s1"]
         with file.slide(chosen[1].plane) as slide:
-            assert slide.levels == ((64, 96), (32, 48), (16, 24))
+            assert tuple(level.shape for level in slide.levels) == ((64, 96), (32, 48), (16, 24))
             np.testing.assert_array_equal(whole(slide)[0], left[1])
         with file.slide(chosen[3].plane) as slide:
-            assert slide.levels == ((48, 40),)
+            assert tuple(level.shape for level in slide.levels) == ((48, 40),)
             np.testing.assert_array_equal(whole(slide)[0], right)
         assert [one.plane for one in file.choose(Choice(scene=(1,)))] == [Plane(scene=1)]
         with pytest.raises(InputError, match=r"no scene 2: it has 2 scenes, numbered from 0; corr"):

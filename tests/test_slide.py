@@ -26,6 +26,7 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box
 from segpipe.slide import (
     IMAGE_SUFFIXES,
+    Level,
     Slide,
     input_fingerprint,
     omezarr,
@@ -33,7 +34,7 @@ from segpipe.slide import (
     picture,
     select_channels,
     source,
-    tiff,
+    tiff_level,
     tiff_coding,
 )
 from segpipe.slide.segments import SegmentCache, jpeg_size
@@ -278,7 +279,7 @@ def test_every_format_reads_as_it_was_written(
 ) -> None:
     slide, pixels = written[name]
     assert slide.shape == pixels.shape
-    assert slide.levels[0] == pixels.shape[1:]
+    assert slide.levels[0] == Level(pixels.shape[1:], 1.0)
     kept = pixels.dtype in (np.uint8, np.uint16, np.float32)
     assert slide.dtype == (pixels.dtype if kept else np.float32)
     assert slide.rgb == (
@@ -468,11 +469,11 @@ def test_pyramids_report_their_levels_and_read_the_finest(tmp_path: Path) -> Non
         tiff.write(pixels[:, ::2, ::2], subfiletype=1, **options)
         tiff.write(pixels[:, ::4, ::4], subfiletype=1, **options)
     with open_slide(path) as slide:
-        assert slide.levels == ((64, 96), (32, 48), (16, 24))
+        assert tuple(level.shape for level in slide.levels) == ((64, 96), (32, 48), (16, 24))
         np.testing.assert_array_equal(whole(slide), pixels)
     path, _ = write_any(tmp_path, "zarr 0.5 cyx")
     with open_slide(path) as slide:
-        assert slide.levels == ((50, 61), (25, 31))
+        assert tuple(level.shape for level in slide.levels) == ((50, 61), (25, 31))
 
 
 def test_a_pyramid_of_pages_in_a_plain_tiff(tmp_path: Path) -> None:
@@ -487,7 +488,7 @@ def test_a_pyramid_of_pages_in_a_plain_tiff(tmp_path: Path) -> None:
                 metadata=None,
             )
     with open_slide(path) as slide:
-        assert slide.levels == ((64, 96), (32, 48), (16, 24))
+        assert tuple(level.shape for level in slide.levels) == ((64, 96), (32, 48), (16, 24))
         np.testing.assert_array_equal(whole(slide)[0], pixels)
 
 
@@ -508,7 +509,7 @@ def test_svs_leaves_thumbnail_label_and_macro_alone(tmp_path: Path) -> None:
     pixels = noise(96, 80, 3)
     write_svs(path, pixels, "Aperio Image Library v1\n96x80 |AppMag = 20|MPP = 0.4990|Left = 1")
     with open_slide(path) as slide:
-        assert slide.levels == ((96, 80), (48, 40))
+        assert tuple(level.shape for level in slide.levels) == ((96, 80), (48, 40))
         assert slide.pixel_size_um == 0.499
         assert slide.reader == "tifffile/svs"
         np.testing.assert_array_equal(whole(slide), np.moveaxis(pixels, -1, 0))
@@ -759,7 +760,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         decoded.append(index)
         return decode(keyframe, data, index, *more)
 
-    monkeypatch.setattr(tiff, "decode", count)
+    monkeypatch.setattr(tiff_level, "decode", count)
     return decoded
 
 

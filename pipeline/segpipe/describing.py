@@ -32,7 +32,10 @@ def describe(path: Path) -> Iterator[tuple[str, str]]:
             yield "size", f"{width:,} x {height:,} px, {slide.dtype}"
             yield "channels", f"{channels}: {', '.join(slide.channel_names)}"
             yield "pixel size", "not known" if size is None else f"{size:.4g} um"
-            yield "levels", ", ".join(f"{x} x {y}" for y, x in slide.levels)
+            yield (
+                "levels",
+                ", ".join(f"{level.shape[1]} x {level.shape[0]}" for level in slide.levels),
+            )
             yield "compression", slide.compression
             yield "reader", slide.reader
         if len(file.scenes) > 1:

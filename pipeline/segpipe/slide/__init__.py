@@ -13,11 +13,13 @@ from segpipe.slide.slide import (
     open_file,
     open_slide,
 )
+from segpipe.slide.source import Level
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "THE_PLANE",
     "Choice",
+    "Level",
     "OpenFile",
     "Plane",
     "Scene",

@@ -25,7 +25,10 @@ from segpipe.slide.source import (
     MAX_SEGMENT_BYTES,
     UM_PER_UNIT,
     Header,
+    Level,
     check_size,
+    downsample_of,
+    left_out,
     printable,
     square_pixel_um,
     unusable,
@@ -139,10 +142,10 @@ class OmeZarrContents:
 def _source(path: Path, group: zarr.Group) -> OmeZarrSource:
     multiscale, metadata = _multiscale(path, group)
     axes = _axes(path, multiscale)
-    levels = [_level(path, group, dataset) for dataset in objects(multiscale, "datasets")]
-    if not levels or any(level.ndim != len(axes) for level in levels):
+    datasets = objects(multiscale, "datasets")
+    finest = _level(path, group, datasets[0]) if datasets else None
+    if finest is None or finest.ndim != len(axes):
         raise unusable(path, f"has no arrays of axes {''.join(axes)}", "write it again")
-    finest = levels[0]
     sizes = dict(zip(axes, finest.shape, strict=True))
     extra = [axis for axis, size in sizes.items() if size > 1 and axis not in "tczyx"]
     if extra:
@@ -154,17 +157,53 @@ def _source(path: Path, group: zarr.Group) -> OmeZarrSource:
     check_size(path, shape, dtype.itemsize, None)
     y, x = axes.index("y"), axes.index("x")
     names = _channel_names(metadata, shape[0])
+    arrays, levels, warnings = [finest], [Level(shape[1:], 1.0)], []
+    for number, dataset in enumerate(datasets[1:], start=1):
+        try:
+            coarser = _level(path, group, dataset)
+            if coarser.ndim == len(axes) and _along(coarser, axes, "z") != sizes.get("z", 1):
+                break  # halved along z too: it has no planes of this image
+            factor = _downsample(finest, coarser, y, x)
+            if factor <= levels[-1].downsample:
+                raise ValueError("it is no smaller than the level before")
+        except Exception as error:  # noqa: BLE001  whatever it is, the full resolution can be read
+            warnings.append(left_out(path, number, error))
+            continue
+        arrays.append(coarser)
+        levels.append(Level((coarser.shape[y], coarser.shape[x]), factor))
     header = Header(
         shape=shape,
         dtype=dtype,
         channel_names=names,
         rgb=tuple(name.lower() for name in names) == COLOURS,
         pixel_size_um=_pixel_size_um(path, multiscale, y, x),
-        levels=tuple((level.shape[y], level.shape[x]) for level in levels),
+        levels=tuple(levels),
         reader=f"zarr/{_version(multiscale, metadata) or VERSIONS[0]}",
         compression=next((name for name in _COMPRESSORS if name in _codecs(finest)), "none"),
+        warnings=tuple(warnings),
     )
-    return OmeZarrSource(path, header, finest, axes)
+    return OmeZarrSource(path, header, tuple(arrays), axes)
+
+
+def _along(array: zarr.Array[Any], axes: tuple[str, ...], axis: str) -> int:
+    return int(array.shape[axes.index(axis)]) if axis in axes else 1
+
+
+def _downsample(full: zarr.Array[Any], level: zarr.Array[Any], y: int, x: int) -> float:
+    """Of a level.
+
+    Raises
+    ------
+    ValueError
+        When it is no smaller copy of the full resolution.
+    """
+    alike = len(level.shape) == len(full.shape) and level.dtype == full.dtype
+    others = (n for n in range(len(full.shape)) if n not in (y, x))
+    if alike and all(level.shape[n] == full.shape[n] for n in others):
+        factor = downsample_of((full.shape[y], full.shape[x]), (level.shape[y], level.shape[x]))
+        if factor is not None:
+            return factor
+    raise ValueError(f"{level.shape} {level.dtype} is no smaller copy of {full.shape}")
 
 
 def _multiscale(path: Path, group: zarr.Group) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 from segpipe.errors import InputError
 from segpipe.geometry import Box
 from segpipe.slide.planes import Place, Scene
-from segpipe.slide.source import Header, check_size, printable, unusable
+from segpipe.slide.source import Header, Level, check_size, printable, unusable
 
 MAX_PICTURE_PIXELS = 2**30
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -97,7 +97,7 @@ def _header(shape: tuple[int, int, int], dtype: np.dtype[Any], kind: str) -> Hea
         channel_names=("red", "green", "blue") if rgb else ("0",),
         rgb=rgb,
         pixel_size_um=None,
-        levels=(shape[1:],),
+        levels=(Level(shape[1:], 1.0),),
         reader=f"pillow/{kind}",
         compression=kind,
     )
@@ -116,7 +116,7 @@ class PictureSource:
         """Forget the pixels."""
         self._pixels = None
 
-    def read(self, box: Box, channels: tuple[int, ...]) -> NDArray[Any]:
+    def read(self, box: Box, channels: tuple[int, ...], level: int) -> NDArray[Any]:
         """(channels, height, width) in the file's dtype.
 
         Raises

@@ -70,9 +70,12 @@ class Slide:
     pixel_size_um
         Micrometres a pixel along y and x; None when nobody states it.
     levels
-        (Y, X) of each level of the pyramid, the finest first. Only that one is read.
+        Of the pyramid, the finest first: shape and downsample of each. A level that cannot be read,
+        or is no smaller copy of the image, is left out and in `warnings`.
     reader, compression
         Who reads the file and how its pixels are stored, for people: `tifffile/svs`, `jpeg`.
+    warnings
+        What is wrong with the file and does no harm to the full resolution.
     """
 
     def __init__(self, path: Path, source: Source, plane: Plane = THE_PLANE) -> None:
@@ -89,19 +92,22 @@ class Slide:
         self.levels = header.levels
         self.reader = header.reader
         self.compression = header.compression
+        self.warnings = header.warnings
 
     def __repr__(self) -> str:
         return f"Slide({printable(self.path.name)}, {self.shape}, {self.dtype})"
 
-    def read(self, box: Box, channels: Sequence[int] | None = None) -> NDArray[Any]:
-        """(channels, height, width) of the box at full resolution, in `dtype`; a new array.
+    def read(self, box: Box, channels: Sequence[int] | None = None, level: int = 0) -> NDArray[Any]:
+        """(channels, height, width) of the box in pixels of a level, in `dtype`; a new array.
 
         Parameters
         ----------
         box
-            Inside the image.
+            Inside the level.
         channels
             Numbers of channels in the order wanted; None gives all.
+        level
+            Number in `levels`; 0 is the full resolution.
 
         Raises
         ------
@@ -109,9 +115,10 @@ class Slide:
             When a part of the file that the box needs is missing or damaged, or holds a number
             that `dtype` cannot.
         ValueError, IndexError
-            When the slide is closed, the box is not inside the image, or there is no such channel.
+            When the slide is closed, the box is not inside the level, or there is no such channel
+            or level.
         """
-        pixels = self.read_stored(box, channels)
+        pixels = self.read_stored(box, channels, level)
         try:
             return to_working(pixels, self.dtype)
         except ValueError as error:
@@ -119,7 +126,9 @@ class Slide:
                 self.path, f"has {error} in {box}", "convert it to uint16 or float32"
             ) from error
 
-    def read_stored(self, box: Box, channels: Sequence[int] | None = None) -> NDArray[Any]:
+    def read_stored(
+        self, box: Box, channels: Sequence[int] | None = None, level: int = 0
+    ) -> NDArray[Any]:
         """As `read`, in the file's own dtype: label ids of 32 bits stay what they are.
 
         Raises
@@ -129,14 +138,16 @@ class Slide:
         """
         if self._closed:
             raise ValueError(f"{self!r} is closed")
-        if not Box(0, 0, *self.shape[1:]).contains(box):
-            raise ValueError(f"box {box} is not inside {self!r}")
+        if not 0 <= level < len(self.levels):
+            raise IndexError(f"level {level} of {self!r}, which has {len(self.levels)}")
+        if not Box(0, 0, *self.levels[level].shape).contains(box):
+            raise ValueError(f"box {box} is not inside level {level} of {self!r}")
         wanted = tuple(range(self.shape[0])) if channels is None else tuple(channels)
         if not all(0 <= channel < self.shape[0] for channel in wanted):
             raise IndexError(f"channels {wanted} of {self!r}")
         if not wanted or box.area == 0:
             return np.empty((len(wanted), *box.shape), self._source.header.dtype)
-        return self._source.read(box, wanted)
+        return self._source.read(box, wanted, level)
 
     def close(self) -> None:
         """Let go of the file and of what was decoded; may be called again."""

@@ -29,6 +29,9 @@ MAX_EXPANSION = 100_000
 SAME = 0.01
 """Pixel sizes along y and x that differ by no more than this part are one pixel size."""
 
+_ROUNDED = 2
+"""Pixels that a side of a level may differ from the exact part of the full resolution's."""
+
 EXACT_INTEGERS = 2**24
 """float32 holds every integer up to this one."""
 
@@ -59,10 +62,24 @@ _WORKING = {
 
 
 @dataclass(frozen=True)
+class Level:
+    """One level of a pyramid: height and width, and full-resolution pixels along a pixel's side.
+
+    Pixel i of the level covers pixels `i * downsample` to `(i + 1) * downsample` of the full
+    resolution.
+    """
+
+    shape: tuple[int, int]
+    downsample: float
+
+
+@dataclass(frozen=True)
 class Header:
     """What an image is, before a pixel is read.
 
-    `dtype` is that of the file, in native byte order; `shape` and `levels` count pixels.
+    `dtype` is that of the file, in native byte order; `shape` counts pixels. `levels` begin with the
+    full resolution, and each is smaller than the one before. `warnings` say what was wrong with the
+    file and did no harm.
     """
 
     shape: tuple[int, int, int]
@@ -70,9 +87,10 @@ class Header:
     channel_names: tuple[str, ...]
     rgb: bool
     pixel_size_um: float | None
-    levels: tuple[tuple[int, int], ...]
+    levels: tuple[Level, ...]
     reader: str
     compression: str
+    warnings: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -80,11 +98,41 @@ class Source(Protocol):
 
     header: Header
 
-    def read(self, box: Box, channels: tuple[int, ...]) -> NDArray[Any]:
-        """(channels, height, width) in the file's dtype; box and channels have been checked."""
+    def read(self, box: Box, channels: tuple[int, ...], level: int) -> NDArray[Any]:
+        """(channels, height, width) in the file's dtype; box, channels and level have been checked."""
 
     def close(self) -> None:
         """Let go of the file."""
+
+
+def downsample_of(full: tuple[int, int], shape: tuple[int, int]) -> float | None:
+    """Pixels of the full resolution along the side of a pixel of a level; None when it is no smaller
+    copy of the whole image.
+
+    Sizes of levels are rounded, so a factor that is whole but for the rounding is taken for whole.
+
+    >>> downsample_of((2967, 2220), (741, 555)), downsample_of((300, 200), (100, 90))
+    (4.0, None)
+    """
+    long, short = (0, 1) if full[0] >= full[1] else (1, 0)
+    factor = full[long] / shape[long]
+    if shape == full or shape[0] > full[0] or shape[1] > full[1]:
+        return None
+    if abs(full[short] / factor - shape[short]) > _ROUNDED:
+        return None
+    whole = round(factor)
+    if all(
+        abs(size * whole - whole_size) < whole for size, whole_size in zip(shape, full, strict=True)
+    ):
+        return float(whole)
+    return factor
+
+
+def left_out(path: Path, number: int, error: Exception) -> str:
+    """The warning about a level that cannot be read: others are read in its place."""
+    why = str(error) or type(error).__name__
+    why = printable(why.removeprefix(f"{printable(path.name)}: "))
+    return f"level {number} of the pyramid is left out: {why}"
 
 
 def project(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from segpipe.geometry import Lattice
 from segpipe.slide.planes import Place
-from segpipe.slide.source import MAX_SEGMENT_BYTES, Header, check_size, unusable
+from segpipe.slide.source import (
+    MAX_SEGMENT_BYTES,
+    Header,
+    Level,
+    check_size,
+    downsample_of,
+    left_out,
+    unusable,
+)
 from segpipe.slide.tiff_coding import (
     MIN_IS_WHITE,
     PALETTE,
@@ -68,15 +76,48 @@ class Layout:
     inverted: bool
 
 
-def read_layout(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, Layout]:
-    """Header and layout of one plane of a scene, or of the planes to project.
+def read_layouts(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, tuple[Layout, ...]]:
+    """Header of one plane of a scene, or of the planes to project, and the layout of each level.
 
     Raises
     ------
     InputError
-        When a page is missing, or its pixels are of a kind that would not be read right.
+        When a page of the full resolution is missing, or its pixels are of a kind that would not be
+        read right. A level below it of which that is so is left out, with a warning.
     """
-    path, series, page = scene.path, scene.series, scene.series.keyframe
+    path, page = scene.path, scene.series.keyframe
+    layout, stated, rgb = _read_layout(scene, tiff, place)
+    count, dtype = len(layout.stack[0]), np.dtype(page.dtype).newbyteorder("=")
+    if layout.colours is not None:
+        count, dtype = 3, np.dtype(np.uint8)
+    shape = (count, page.imagelength, page.imagewidth)
+    check_size(path, shape, dtype.itemsize, path.stat().st_size)
+    layouts, levels, warnings = [layout], [Level(shape[1:], 1.0)], []
+    for number, coarser in enumerate(scene.coarser, start=1):
+        try:
+            below, factor = _read_level(coarser, tiff, place, layout, levels[-1])
+        except Exception as error:  # noqa: BLE001  whatever it is, the full resolution can be read
+            warnings.append(left_out(path, number, error))
+            continue
+        layouts.append(below)
+        levels.append(Level(below.grid.shape, factor))
+    header = Header(
+        shape=shape,
+        dtype=dtype,
+        channel_names=("red", "green", "blue") if rgb else channel_names(stated, count),
+        rgb=rgb,
+        pixel_size_um=pixel_size_um(path, tiff, page, scene.ome),
+        levels=tuple(levels),
+        reader=f"tifffile/{scene.series.kind}",
+        compression=getattr(page.compression, "name", str(page.compression)).lower(),
+        warnings=tuple(warnings),
+    )
+    return header, tuple(layouts)
+
+
+def _read_layout(scene: TiffScene, tiff: Any, place: Place) -> tuple[Layout, tuple[str, ...], bool]:
+    """Layout of one level, the channel names that the file states, and whether it is RGB."""
+    path, page = scene.path, scene.series.keyframe
     check_size(
         path,
         (page.samplesperpixel, page.imagelength, page.imagewidth),
@@ -95,23 +136,32 @@ def read_layout(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, Layo
     pages = _pages(scene, listed, place)
     stated = _stated_names(tiff, scene, numbers)
     layout, rgb = _layout(path, tiff, page, pages, depth, stated)
-    count, dtype = len(layout.stack[0]), np.dtype(page.dtype).newbyteorder("=")
-    if layout.colours is not None:
-        count, dtype = 3, np.dtype(np.uint8)
-    shape = (count, page.imagelength, page.imagewidth)
-    check_size(path, shape, dtype.itemsize, path.stat().st_size)
-    compression = getattr(page.compression, "name", str(page.compression)).lower()
-    header = Header(
-        shape=shape,
-        dtype=dtype,
-        channel_names=("red", "green", "blue") if rgb else channel_names(stated, count),
-        rgb=rgb,
-        pixel_size_um=pixel_size_um(path, tiff, page, scene.ome),
-        levels=scene.levels,
-        reader=f"tifffile/{series.kind}",
-        compression=compression,
+    return layout, stated, rgb
+
+
+def _read_level(
+    scene: TiffScene, tiff: Any, place: Place, full: Layout, finer: Level
+) -> tuple[Layout, float]:
+    """Layout and downsample of a level below the full resolution.
+
+    Raises
+    ------
+    ValueError
+        When it is no smaller copy.
+    """
+    layout, _, _ = _read_layout(scene, tiff, place)
+    same = (
+        len(layout.stack) == len(full.stack)
+        and len(layout.stack[0]) == len(full.stack[0])
+        and layout.keyframe.dtype == full.keyframe.dtype
+        and (layout.colours is None) == (full.colours is None)
     )
-    return header, layout
+    factor = downsample_of(full.grid.shape, layout.grid.shape)
+    if not same or factor is None or factor <= finer.downsample:
+        height, width = layout.grid.shape
+        samples = f"{len(layout.stack[0])} x {layout.keyframe.dtype}"
+        raise ValueError(f"{height} x {width} ({samples}) is no smaller copy of the image")
+    return layout, factor
 
 
 def _pages(scene: TiffScene, numbers: NDArray[np.int64], place: Place) -> tuple[Page, ...]:

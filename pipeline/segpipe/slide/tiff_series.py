@@ -7,7 +7,7 @@ from levels of a pyramid, and finds the page of each plane and channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -34,7 +34,7 @@ class TiffScene:
 
     `axes` and `shape` are those along which pages follow each other, the last one fastest; `start`
     is where the pixels of all pages begin, if they lie there one after the other. `pages` holds
-    tifffile's pages, None where one is missing.
+    tifffile's pages, None where one is missing. `coarser` are the levels below the full resolution.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class TiffScene:
     start: int | None
     name: str
     ome: OmeImage | None
-    levels: tuple[tuple[int, int], ...]
+    coarser: tuple[TiffScene, ...] = ()
 
     @cached_property
     def counted(self) -> Scene:
@@ -156,11 +156,7 @@ def _are_pages_of_one(found: list[Any]) -> bool:
 def _joined(path: Path, found: list[Any]) -> TiffScene:
     pages = [series.keyframe for series in found]
     first = found[0]
-    return TiffScene(path, first, pages, "I", (len(pages),), None, "", None, _levels(first))
-
-
-def _levels(series: Any) -> tuple[tuple[int, int], ...]:
-    return tuple((level.keyframe.imagelength, level.keyframe.imagewidth) for level in series.levels)
+    return TiffScene(path, first, pages, "I", (len(pages),), None, "", None)
 
 
 def _scene(path: Path, series: Any, ome: OmeImage | None = None) -> TiffScene:
@@ -185,7 +181,7 @@ def _scene(path: Path, series: Any, ome: OmeImage | None = None) -> TiffScene:
     counted = prod(size for _, size in outer)
     if counted > MAX_PAGES:
         raise unusable(path, f"claims {counted:,} pages, more than {MAX_PAGES:,}", "split it")
-    return TiffScene(
+    full = TiffScene(
         path,
         series,
         series,
@@ -194,8 +190,10 @@ def _scene(path: Path, series: Any, ome: OmeImage | None = None) -> TiffScene:
         series.dataoffset if page.is_final else None,
         ome.name if ome else series.name,
         ome,
-        _levels(series),
     )
+    # Pages of a level follow each other as those of the full resolution do.
+    coarser = (replace(full, series=level, pages=level, start=None) for level in series.levels[1:])
+    return replace(full, coarser=tuple(coarser))
 
 
 def _refuse_axes(path: Path, extra: list[tuple[str, int]]) -> None:
