@@ -34,8 +34,8 @@ from segpipe.slide import (
     picture,
     select_channels,
     source,
-    tiff_level,
     tiff_coding,
+    tiff_level,
 )
 from segpipe.slide.segments import SegmentCache, jpeg_size
 
