@@ -14,7 +14,7 @@ from segpipe.errors import InputError
 from segpipe.inputs import find_files
 from segpipe.results import counted
 from segpipe.slide import OpenFile, list_channels, open_file
-from segpipe.slide.source import SAME
+from segpipe.slide.pixel_size import SAME
 
 LISTED = 8
 """Most lines of one kind."""

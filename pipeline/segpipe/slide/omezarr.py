@@ -20,17 +20,17 @@ import zarr
 from segpipe.errors import InputError
 from segpipe.slide.omezarr_scenes import find_scenes, inside, namespace, objects
 from segpipe.slide.omezarr_source import OmeZarrSource
+from segpipe.slide.pixel_size import UM_PER_UNIT, stated_pixel
 from segpipe.slide.planes import Place, Scene
 from segpipe.slide.source import (
     MAX_SEGMENT_BYTES,
-    UM_PER_UNIT,
     Header,
     Level,
+    PixelSize,
     check_size,
     downsample_of,
     left_out,
     printable,
-    square_pixel_um,
     unusable,
     working_dtype,
 )
@@ -176,7 +176,7 @@ def _source(path: Path, group: zarr.Group) -> OmeZarrSource:
         dtype=dtype,
         channel_names=names,
         rgb=tuple(name.lower() for name in names) == COLOURS,
-        pixel_size_um=_pixel_size_um(path, multiscale, y, x),
+        pixel_size=_pixel_size(path, multiscale, y, x),
         levels=tuple(levels),
         reader=f"zarr/{_version(multiscale, metadata) or VERSIONS[0]}",
         compression=next((name for name in _COMPRESSORS if name in _codecs(finest)), "none"),
@@ -277,7 +277,7 @@ def _channel_names(metadata: dict[str, Any], count: int) -> tuple[str, ...]:
     )
 
 
-def _pixel_size_um(path: Path, multiscale: dict[str, Any], y: int, x: int) -> float | None:
+def _pixel_size(path: Path, multiscale: dict[str, Any], y: int, x: int) -> PixelSize:
     axes = objects(multiscale, "axes")
     scales = [1.0] * len(axes)
     stated = False
@@ -292,4 +292,4 @@ def _pixel_size_um(path: Path, multiscale: dict[str, Any], y: int, x: int) -> fl
         None if unit is None or not stated else scales[n] * unit
         for n, unit in zip((y, x), units, strict=True)
     ]
-    return square_pixel_um(path, *sides)
+    return stated_pixel(path, sides[0], sides[1], "OME-Zarr's scale")

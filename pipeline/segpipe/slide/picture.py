@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 from segpipe.errors import InputError
 from segpipe.geometry import Box
 from segpipe.slide.planes import Place, Scene
-from segpipe.slide.source import Header, Level, check_size, printable, unusable
+from segpipe.slide.source import Header, Level, PixelSize, check_size, printable, unusable
 
 MAX_PICTURE_PIXELS = 2**30
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -96,7 +96,7 @@ def _header(shape: tuple[int, int, int], dtype: np.dtype[Any], kind: str) -> Hea
         dtype=dtype,
         channel_names=("red", "green", "blue") if rgb else ("0",),
         rgb=rgb,
-        pixel_size_um=None,
+        pixel_size=PixelSize(),
         levels=(Level(shape[1:], 1.0),),
         reader=f"pillow/{kind}",
         compression=kind,

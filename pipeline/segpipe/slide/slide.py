@@ -68,7 +68,9 @@ class Slide:
     rgb
         Whether the channels are the colours of a photograph.
     pixel_size_um
-        Micrometres a pixel along y and x; None when nobody states it.
+        Micrometres a pixel along y and x; None when nobody states it, or it is absurd (a warning).
+    pixel_size_from
+        Who states it, for people: `OME-XML`; empty when nobody does.
     levels
         Of the pyramid, the finest first: shape and downsample of each. A level that cannot be read,
         or is no smaller copy of the image, is left out and in `warnings`.
@@ -76,6 +78,8 @@ class Slide:
         Who reads the file and how its pixels are stored, for people: `tifffile/svs`, `jpeg`.
     warnings
         What is wrong with the file and does no harm to the full resolution.
+    left_out
+        Pictures beside the slide that are not read: label, macro, thumbnail.
     """
 
     def __init__(self, path: Path, source: Source, plane: Plane = THE_PLANE) -> None:
@@ -88,11 +92,13 @@ class Slide:
         self.dtype = working_dtype(path, header.dtype)
         self.channel_names = header.channel_names
         self.rgb = header.rgb
-        self.pixel_size_um = header.pixel_size_um
+        self.pixel_size_um = header.pixel_size.um
+        self.pixel_size_from = header.pixel_size.origin
         self.levels = header.levels
         self.reader = header.reader
         self.compression = header.compression
-        self.warnings = header.warnings
+        self.warnings = header.warnings + header.pixel_size.warnings
+        self.left_out = header.left_out
 
     def __repr__(self) -> str:
         return f"Slide({printable(self.path.name)}, {self.shape}, {self.dtype})"

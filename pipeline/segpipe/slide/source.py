@@ -6,7 +6,6 @@ what a header says reaches a message only through `printable`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,29 +25,11 @@ MAX_FIELDS = 2**14
 MAX_EXPANSION = 100_000
 """Decoded bytes a byte of file: deflate reaches 1,032, a sparse tiled TIFF some 65,000."""
 
-SAME = 0.01
-"""Pixel sizes along y and x that differ by no more than this part are one pixel size."""
-
 _ROUNDED = 2
 """Pixels that a side of a level may differ from the exact part of the full resolution's."""
 
 EXACT_INTEGERS = 2**24
 """float32 holds every integer up to this one."""
-
-UM_PER_UNIT = {
-    name: size
-    for size, names in (
-        (1e-4, ("angstrom", "å")),
-        (1e-3, ("nm", "nanometer", "nanometre")),
-        (1.0, ("um", "µm", "μm", "\\u00b5m", "micron", "microns", "micrometer", "micrometre")),
-        (1e3, ("mm", "millimeter", "millimetre")),
-        (1e4, ("cm", "centimeter", "centimetre")),
-        (1e6, ("m", "meter", "metre")),
-        (25_400.0, ("in", "inch")),
-    )
-    for name in names
-}
-"""Micrometres a unit, by its name in lower case."""
 
 _WORKING = {
     "bool": np.uint8,
@@ -74,23 +55,33 @@ class Level:
 
 
 @dataclass(frozen=True)
+class PixelSize:
+    """Micrometres a pixel, None when nobody states it; who states it; and what was not believed."""
+
+    um: float | None = None
+    origin: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Header:
     """What an image is, before a pixel is read.
 
     `dtype` is that of the file, in native byte order; `shape` counts pixels. `levels` begin with the
     full resolution, and each is smaller than the one before. `warnings` say what was wrong with the
-    file and did no harm.
+    file and did no harm. `left_out` names pictures beside the slide: its label, its macro picture.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     channel_names: tuple[str, ...]
     rgb: bool
-    pixel_size_um: float | None
+    pixel_size: PixelSize
     levels: tuple[Level, ...]
     reader: str
     compression: str
     warnings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -201,26 +192,6 @@ def check_size(
             f"claims {decoded:,} bytes of pixels in a file of {file_bytes:,}",
             "copy or export it again if it should hold that much",
         )
-
-
-def square_pixel_um(path: Path, y_um: float | None, x_um: float | None) -> float | None:
-    """Mean of both sides of a pixel in micrometres; None when one is not stated.
-
-    Raises
-    ------
-    InputError
-        When the sides differ by more than `SAME`: an object's shape and area would be wrong.
-    """
-    stated = [side for side in (y_um, x_um) if side is not None and 0 < side < math.inf]
-    if len(stated) < 2:
-        return None
-    if max(stated) > min(stated) * (1 + SAME):
-        raise unusable(
-            path,
-            f"has pixels of {stated[0]:.4g} x {stated[1]:.4g} um (y, x), which are not square",
-            "resample it to square pixels, or correct its pixel size",
-        )
-    return (stated[0] + stated[1]) / 2
 
 
 def working_dtype(path: Path, stored: DTypeLike) -> np.dtype[Any]:

@@ -6,7 +6,6 @@ in centimetres or inches that gives a size a microscope can have (72 dots an inc
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.slide.source import MAX_SIDE, UM_PER_UNIT, printable, square_pixel_um, unusable
+from segpipe.slide.pixel_size import UM_PER_UNIT, first_stated, number, stated_pixel
+from segpipe.slide.source import MAX_SIDE, PixelSize, printable, unusable
 
 MAX_PLANES = 65_536
 MICROSCOPE_UM = (0.01, 20.0)
@@ -123,8 +123,7 @@ def _physical_um(pixels: ElementTree.Element, axis: str) -> float | None:
     unit = UM_PER_UNIT.get(pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm").strip().lower())
     if size is None or unit is None:
         return None
-    size_um = float(size) * unit
-    return size_um if 0 < size_um < math.inf else None
+    return float(size) * unit
 
 
 def _refuse_other_files(path: Path, root: ElementTree.Element, remedy: str) -> None:
@@ -196,27 +195,30 @@ def resolution_um(page: Any, um_per_unit: float | None = None) -> tuple[float, f
     return sides[0], sides[1]
 
 
-def pixel_size_um(path: Path, tiff: Any, page: Any, ome: OmeImage | None) -> float | None:
-    """Micrometres a pixel of the finest level, by the first of these that states it; or None.
+def pixel_size(path: Path, tiff: Any, page: Any, ome: OmeImage | None) -> PixelSize:
+    """Micrometres a pixel of the finest level, by the first of these that states it.
 
     Raises
     ------
     InputError
         When pixels are not square.
     """
-    if ome is not None:
-        stated = square_pixel_um(path, ome.y_um, ome.x_um)
-        if stated is not None:
-            return stated
-    if tiff.is_svs:
-        found = re.search(r"\bMPP\s*=\s*([0-9]*\.?[0-9]+)", page.description)
-        if found:
-            side = float(found.group(1))
-            return square_pixel_um(path, side, side)
-    sides = resolution_um(page)
-    if tiff.is_imagej and ome is None:
-        sides = _imagej_um(page, tiff.imagej_metadata or {})
-    return square_pixel_um(path, *sides) if sides else None
+
+    def stated() -> Iterator[PixelSize]:
+        if ome is not None:
+            yield stated_pixel(path, ome.y_um, ome.x_um, "OME-XML")
+        if tiff.is_svs:
+            found = re.search(r"\bMPP\s*=\s*([^|\s]+)", page.description)
+            side = number(found.group(1) if found else None)
+            yield stated_pixel(path, side, side, "Aperio's MPP")
+        if tiff.is_imagej and ome is None:
+            y, x = _imagej_um(page, tiff.imagej_metadata or {}) or (None, None)
+            yield stated_pixel(path, y, x, "ImageJ")
+        else:
+            y, x = resolution_um(page) or (None, None)
+            yield stated_pixel(path, y, x, "the resolution tag")
+
+    return first_stated(stated())
 
 
 def _imagej_um(page: Any, metadata: dict[str, Any]) -> tuple[float, float] | None:

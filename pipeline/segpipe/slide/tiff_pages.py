@@ -37,7 +37,7 @@ from segpipe.slide.tiff_coding import (
 from segpipe.slide.tiff_metadata import (
     channel_names,
     imagej_labels,
-    pixel_size_um,
+    pixel_size,
     qptiff_name,
 )
 from segpipe.slide.tiff_series import TiffScene
@@ -106,7 +106,7 @@ def read_layouts(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, tup
         dtype=dtype,
         channel_names=("red", "green", "blue") if rgb else channel_names(stated, count),
         rgb=rgb,
-        pixel_size_um=pixel_size_um(path, tiff, page, scene.ome),
+        pixel_size=pixel_size(path, tiff, page, scene.ome),
         levels=tuple(levels),
         reader=f"tifffile/{scene.series.kind}",
         compression=getattr(page.compression, "name", str(page.compression)).lower(),
