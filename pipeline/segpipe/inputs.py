@@ -17,7 +17,15 @@ from pathlib import Path, PurePosixPath
 from segpipe.errors import InputError, SettingsError
 from segpipe.records import locked, read_json, write_json
 from segpipe.settings import TileSettings
-from segpipe.slide import IMAGE_SUFFIXES, THE_PLANE, Choice, Plane, is_zarr_folder, open_file
+from segpipe.slide import (
+    IMAGE_SUFFIXES,
+    THE_PLANE,
+    Choice,
+    Plane,
+    is_zarr_folder,
+    open_file,
+    remote_url,
+)
 
 LONGEST = 160
 """Bytes of a name; suffixes and temporary names must still fit a file name."""
@@ -68,6 +76,9 @@ def find_files(given: Sequence[Path], out: Path | None) -> list[tuple[Path, Pure
     """
     found: list[tuple[Path, PurePosixPath]] = []
     for path in given:
+        if remote_url(path) is not None:
+            found.append((path, PurePosixPath(path.name)))
+            continue
         if not path.exists():
             raise SettingsError(f"no such file or folder: {path}")
         if path.is_dir() and not is_zarr_folder(path):
@@ -171,7 +182,7 @@ def _planes(path: Path, choice: Choice) -> list[tuple[Plane, str]]:
 def _name(found: Sequence[tuple[Path, PurePosixPath]], out: Path, choice: Choice) -> list[Input]:
     wanted: dict[Path, tuple[PurePosixPath, list[tuple[Plane, str]]]] = {}
     for path, relative in found:
-        source = path.resolve()
+        source = path if remote_url(path) else path.resolve()
         if source not in wanted:
             wanted[source] = relative, _planes(source, choice)
     registry = _registry(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from segpipe.slide.channels import list_channels, select_channels
 from segpipe.slide.omezarr import is_zarr_folder, list_labels
 from segpipe.slide.planes import THE_PLANE, Choice, Plane, Scene
+from segpipe.slide.remote import remote_url
 from segpipe.slide.slide import (
     IMAGE_SUFFIXES,
     OpenFile,
@@ -30,5 +31,6 @@ __all__ = [
     "list_labels",
     "open_file",
     "open_slide",
+    "remote_url",
     "select_channels",
 ]

@@ -22,6 +22,7 @@ from segpipe.slide.omezarr_scenes import find_scenes, inside, namespace, objects
 from segpipe.slide.omezarr_source import OmeZarrSource
 from segpipe.slide.pixel_size import UM_PER_UNIT, stated_pixel
 from segpipe.slide.planes import Place, Scene
+from segpipe.slide.remote import open_store, remote_url
 from segpipe.slide.source import (
     MAX_SEGMENT_BYTES,
     Header,
@@ -47,7 +48,9 @@ _MARKERS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
 
 def is_zarr_folder(path: Path) -> bool:
-    """Whether the folder holds Zarr metadata, or is named as if it did."""
+    """Whether the folder holds Zarr metadata, or is named as if it did; or is an address."""
+    if remote_url(path) is not None:
+        return True
     return path.is_dir() and (
         path.suffix.lower() == ".zarr" or any((path / marker).is_file() for marker in _MARKERS)
     )
@@ -63,7 +66,8 @@ def open_omezarr(path: Path) -> OmeZarrContents:
         When it is not OME-Zarr 0.4 or 0.5. What is wrong with one of several scenes is said when
         that one is opened.
     """
-    if not any((path / marker).is_file() for marker in _MARKERS):
+    local = remote_url(path) is None
+    if local and not any((path / marker).is_file() for marker in _MARKERS):
         raise unusable(path, "is a folder without Zarr metadata", _REMEDY)
     with _readable(path):
         return OmeZarrContents(path)
@@ -78,7 +82,7 @@ def list_labels(path: Path) -> tuple[Path, ...]:
         When the metadata cannot be read, or lead out of the folder.
     """
     with _readable(path):
-        root = zarr.open_group(str(path), mode="r", use_consolidated=False)
+        root = zarr.open_group(open_store(path), mode="r", use_consolidated=False)
         group = root.get("labels")
         listed = namespace(group).get("labels") if isinstance(group, zarr.Group) else None
         names = [str(name) for name in listed] if isinstance(listed, list) else []
@@ -103,7 +107,7 @@ class OmeZarrContents:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        root = zarr.open_group(str(path), mode="r", use_consolidated=False)
+        root = zarr.open_group(open_store(path), mode="r", use_consolidated=False)
         self._found = find_scenes(path, root)
         self._sources: dict[int, OmeZarrSource] = {}
         if len(self._found) == 1:

@@ -8,11 +8,14 @@ well             its fields
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 from segpipe.slide.source import MAX_FIELDS, printable, unusable
 from segpipe.slide.tiff_metadata import AUXILIARY, ome_image_names
@@ -65,12 +68,12 @@ def _fields(well: zarr.Group) -> list[str]:
 
 
 def _series(path: Path, root: zarr.Group) -> list[Found]:
-    numbers = sorted((entry.name for entry in path.iterdir() if entry.name.isdecimal()), key=int)
     ome = root.get("OME")
     listed = namespace(ome).get("series") if isinstance(ome, zarr.Group) else None
-    paths = [str(name) for name in listed] if isinstance(listed, list) else numbers
-    xml = path / "OME" / "METADATA.ome.xml"
-    names = ome_image_names(xml.read_text("utf-8", "replace")) if xml.is_file() else ()
+    # Numbers from 0 on, until one is missing: a server need not list what it has.
+    paths = [str(name) for name in listed] if isinstance(listed, list) else _numbered(root)
+    xml = sync(root.store.get("OME/METADATA.ome.xml", default_buffer_prototype()))
+    names = ome_image_names(xml.to_bytes().decode("utf-8", "replace")) if xml is not None else ()
     if len(names) != len(paths):
         names = tuple(paths)
     found = [
@@ -78,6 +81,11 @@ def _series(path: Path, root: zarr.Group) -> list[Found]:
         for name, place in zip(names, _bounded(path, paths), strict=True)
     ]
     return [one for one in found if one[0].strip().lower() not in AUXILIARY] or found
+
+
+def _numbered(root: zarr.Group) -> list[str]:
+    numbers = itertools.takewhile(lambda n: n <= MAX_FIELDS and str(n) in root, itertools.count())
+    return [str(number) for number in numbers]
 
 
 def _bounded(path: Path, names: list[str]) -> list[str]:

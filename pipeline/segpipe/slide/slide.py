@@ -3,6 +3,9 @@
     TIFF  stripped, tiled, Big, OME, ImageJ, SVS, NDPI, SCN, QPTIFF   tiff      lazy
     PNG, JPEG                                                          picture   decoded once
     OME-Zarr 0.4, 0.5                                                  omezarr   lazy
+    MRXS, VMS, SVSLIDE, BIF, DICOM                         extra wsi   openslide_reader   lazy
+    CZI; ND2, LIF                                          extra bioio czi_reader, bioio_reader
+    what other packages read                                           readers
 
 A Slide is one plane, (C, Y, X), or the maximum along z. Which one has to be said: see `planes`.
 """
@@ -32,14 +35,19 @@ from segpipe.slide.planes import (
     choose_planes,
     find_plane,
 )
+from segpipe.slide.readers import find_reader, searched_suffixes
+from segpipe.slide.remote import remote_fingerprint, remote_url
 from segpipe.slide.source import Source, printable, to_working, unusable, working_dtype
 from segpipe.slide.tiff import open_tiff
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".tif", ".tiff", ".btf", ".tf8", ".png", ".jpg", ".jpeg"),
-        *(".svs", ".ndpi", ".scn", ".qptiff"),
-    }
+IMAGE_SUFFIXES = (
+    frozenset(
+        {
+            *(".tif", ".tiff", ".btf", ".tf8", ".png", ".jpg", ".jpeg"),
+            *(".svs", ".ndpi", ".scn", ".qptiff"),
+        }
+    )
+    | searched_suffixes()
 )
 """Suffixes, in lower case, of files that are images when a folder is searched. OME-Zarr folders are
 recognised by `is_zarr_folder`."""
@@ -153,7 +161,12 @@ class Slide:
             raise IndexError(f"channels {wanted} of {self!r}")
         if not wanted or box.area == 0:
             return np.empty((len(wanted), *box.shape), self._source.header.dtype)
-        return self._source.read(box, wanted, level)
+        pixels = self._source.read(box, wanted, level)
+        expected = (len(wanted), *box.shape), self._source.header.dtype
+        if (pixels.shape, pixels.dtype) != expected:
+            what = f"was read as {pixels.shape} {pixels.dtype}, not {expected[0]} {expected[1]}"
+            raise unusable(self.path, f"{what}, by {self.reader}", "repair that reader")
+        return pixels
 
     def close(self) -> None:
         """Let go of the file and of what was decoded; may be called again."""
@@ -267,6 +280,9 @@ def _open_contents(path: Path) -> Contents:
             raise unusable(path, "is not a regular file", "give a file")
         with path.open("rb") as file:
             start = file.read(16)
+        opener = find_reader(path)
+        if opener is not None and start:
+            return opener(path)
         if start.startswith(_TIFF_MAGIC):
             return open_tiff(path)
         if start.startswith((PNG_MAGIC, JPEG_MAGIC)):
@@ -293,7 +309,7 @@ def input_fingerprint(path: Path) -> str:
     """16 hexadecimal digits that change when the input does; the path is not part of it.
 
     Of a file: size and time of change. Of a folder: those of every file in it, with the path
-    inside the folder.
+    inside the folder; of a MIRAX file its folder counts too. Of an address: its metadata.
 
     Raises
     ------
@@ -302,25 +318,30 @@ def input_fingerprint(path: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     try:
+        if remote_url(path) is not None:
+            return remote_fingerprint(path)
         for inside, status in sorted(_files(path)):
             digest.update(f"{inside}\0{status}\0".encode(errors="surrogateescape"))
-    except OSError as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise _unopened(path, error) from error
     return digest.hexdigest()
 
 
 def _files(path: Path) -> list[tuple[str, str]]:
-    if not path.is_dir():
-        return [("", _status(path.stat()))]
     found: list[tuple[str, str]] = []
     folders = [path]
+    if not path.is_dir():
+        found = [("", _status(path.stat()))]
+        beside = path.with_suffix("")
+        folders = [beside] if path.suffix.lower() == ".mrxs" and beside.is_dir() else []
+    top = folders[0] if folders else path
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
                 else:
-                    inside = Path(entry.path).relative_to(path).as_posix()
+                    inside = Path(entry.path).relative_to(top).as_posix()
                     found.append((inside, _status(entry.stat())))
     return found
 
