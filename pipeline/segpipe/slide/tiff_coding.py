@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.slide.jpeg_stream import decode_whole
 from segpipe.slide.segments import jpeg2000_size, jpeg_size, rgb_of_ycbcr
 from segpipe.slide.source import printable, unusable
 
@@ -25,6 +26,7 @@ COMPRESSIONS = (
 """Codes whose decoded size is bounded by tifffile, by the format or by `decode`. JPEG XL, JPEG XR,
 LERC and PNG inside a TIFF are not: a few bytes of them may ask for any memory."""
 
+_J2K, _J2K_END = b"\xff\x4f", b"\xff\xd9"
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 _GREY_OR_RGB = (MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE)
 
@@ -111,12 +113,23 @@ def decode(
         claim = jpeg2000_size(data)
     if claim is None:
         raise ValueError("it has no header")
+    if compression in JPEG_2000 and data[:2] == _J2K and not data.rstrip(b"\0").endswith(_J2K_END):
+        raise ValueError("its JPEG 2000 stream has no end")
     if any(side > 2 * bound + 16 for side, bound in zip(claim, cell, strict=False)):
         raise ValueError(f"it claims {claim[0]} x {claim[1]} pixels, not {cell[0]} x {cell[1]}")
-    decoded, *_ = keyframe.decode(
-        data, index, jpegtables=jpeg_tables, jpegheader=keyframe.jpegheader
+
+    def decoded(coded: bytes) -> NDArray[Any]:
+        found, *_ = keyframe.decode(
+            coded, index, jpegtables=jpeg_tables, jpegheader=keyframe.jpegheader
+        )
+        pixels: NDArray[Any] = np.asarray(found)[0]
+        return pixels
+
+    pixels = (
+        decode_whole(data, decoded, headless=keyframe.jpegheader is not None)
+        if compression in JPEG
+        else decoded(data)
     )
-    pixels: NDArray[Any] = np.asarray(decoded)[0]
     if keyframe.dtype.kind == "b":
         return pixels.astype(np.bool_)  # the fax decoders give 0 and 1 as uint8
     if compression == APERIO_YCBCR and not claim[2]:

@@ -143,6 +143,7 @@ class TiffLevel:
     ) -> None:
         layout = self._layout
         columns = layout.grid.count[1]
+        damage: dict[int, InputError] = {}
         for region in layout.grid.meeting(box):
             part = region.box.intersect(box)
             source, target = part.within(region.box).slices, part.within(box).slices
@@ -151,10 +152,19 @@ class TiffLevel:
                 row, column = region.index
                 index = plane * len(layout.grid) + row * columns + column
                 if page.byte_counts[index] == 0:
-                    out[target] = 0
+                    out[target] = layout.absent
                     continue
-                segment = self._segment(number, page, index, region, box)
+                if index in damage:
+                    continue
+                try:
+                    segment = self._segment(number, page, index, region, box)
+                except InputError as error:
+                    damage[index] = error
+                    continue
                 out[target] = segment[(*source, inner)]
+        if damage:
+            first, *others = damage.values()
+            raise first if not others else _counted(first, len(others))
 
     def _segment(
         self, number: int, page: Page, index: int, region: Region, box: Box
@@ -191,3 +201,8 @@ class TiffLevel:
     def _unreadable(self, what: str, box: Box | None) -> InputError:
         wanted = f", needed for {box}" if box is not None else ""
         return unusable(self._file.path, f"{what}{wanted}", _REMEDY)
+
+
+def _counted(first: InputError, others: int) -> InputError:
+    """The error about one segment, and how many more there are like it in the box."""
+    return InputError(f"{first}; {others} more like it in this box")

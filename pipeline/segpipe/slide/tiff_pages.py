@@ -60,7 +60,8 @@ class Layout:
     """Where the pixels are.
 
     Channel k of plane z is sample `stack[z][k][1]` of page `stack[z][k][0]`; several planes are
-    projected. With `colours`, (3, 2^bits) uint8, the only channel holds indices into it.
+    projected. With `colours`, (3, 2^bits) uint8, the only channel holds indices into it. A segment
+    without bytes holds the value `absent`.
     `interleaved`: a segment holds the `samples` of a pixel side by side; otherwise each sample has
     segments of its own.
     """
@@ -74,6 +75,13 @@ class Layout:
     byte_order: str
     colours: NDArray[np.uint8] | None
     inverted: bool
+    absent: float
+
+    @property
+    def without_bytes(self) -> tuple[int, int]:
+        """How many segments have no bytes, and how many there are."""
+        counts = [page.byte_counts for page in self.pages if page.start is None]
+        return sum(int(np.count_nonzero(c == 0)) for c in counts), sum(c.size for c in counts)
 
 
 def read_layouts(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, tuple[Layout, ...]]:
@@ -92,7 +100,12 @@ def read_layouts(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, tup
         count, dtype = 3, np.dtype(np.uint8)
     shape = (count, page.imagelength, page.imagewidth)
     check_size(path, shape, dtype.itemsize, path.stat().st_size)
-    layouts, levels, warnings = [layout], [Level(shape[1:], 1.0)], []
+    layouts, levels = [layout], [Level(shape[1:], 1.0)]
+    absent, segments = layout.without_bytes
+    warnings = [
+        f"{absent:,} of {segments:,} {'tiles' if page.is_tiled else 'strips'} hold no bytes: they are "
+        f"read as {'white' if layout.absent else 'black'}"
+    ][: 1 if absent else 0]
     for number, coarser in enumerate(scene.coarser, start=1):
         try:
             below, factor = _read_level(coarser, tiff, place, layout, levels[-1])
@@ -111,6 +124,7 @@ def read_layouts(scene: TiffScene, tiff: Any, place: Place) -> tuple[Header, tup
         reader=f"tifffile/{scene.series.kind}",
         compression=getattr(page.compression, "name", str(page.compression)).lower(),
         warnings=tuple(warnings),
+        left_out=scene.left_out,
     )
     return header, tuple(layouts)
 
@@ -157,6 +171,9 @@ def _read_level(
         and (layout.colours is None) == (full.colours is None)
     )
     factor = downsample_of(full.grid.shape, layout.grid.shape)
+    absent, segments = layout.without_bytes
+    if absent and not full.without_bytes[0]:
+        raise ValueError(f"{absent:,} of its {segments:,} segments hold no bytes")
     if not same or factor is None or factor <= finer.downsample:
         height, width = layout.grid.shape
         samples = f"{len(layout.stack[0])} x {layout.keyframe.dtype}"
@@ -281,6 +298,8 @@ def _layout(
         byte_order=tiff.byteorder,
         colours=colours,
         inverted=_is_inverted(tiff, page),
+        # Glass that was not scanned, as OpenSlide shows it; black would be objects to a model.
+        absent=np.iinfo(page.dtype).max if rgb and page.dtype.kind == "u" else 0,
     )
     cell = layout.grid.cell
     segment_bytes = prod(cell) * (samples if layout.interleaved else 1) * page.dtype.itemsize

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segpipe.errors import InputError
 from segpipe.slide.planes import Pages, Scene
-from segpipe.slide.source import unusable
+from segpipe.slide.source import printable, unusable
 from segpipe.slide.tiff_metadata import AUXILIARY, OmeImage, parse_ome, resolution_um
 
 MAX_PAGES = 2**20
@@ -34,7 +34,8 @@ class TiffScene:
 
     `axes` and `shape` are those along which pages follow each other, the last one fastest; `start`
     is where the pixels of all pages begin, if they lie there one after the other. `pages` holds
-    tifffile's pages, None where one is missing. `coarser` are the levels below the full resolution.
+    tifffile's pages, None where one is missing. `coarser` are the levels below the full resolution,
+    `left_out` the pictures beside the scenes.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class TiffScene:
     name: str
     ome: OmeImage | None
     coarser: tuple[TiffScene, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def counted(self) -> Scene:
@@ -87,19 +89,28 @@ def find_scenes(path: Path, tiff: Any) -> tuple[TiffScene, ...]:
     if tiff.is_bif:
         raise unusable(path, "is a Ventana BIF, whose tiles overlap", "convert it to OME-TIFF")
     if images is not None:
-        scenes = _ome_scenes(path, images, found)
+        scenes, beside = _ome_scenes(path, images, found)
     else:
         main = _main_series(tiff, found)
         joined = _are_pages_of_one(main)
         scenes = [_joined(path, main)] if joined else [_scene(path, series) for series in main]
+        beside = [(series.name, series) for series in found if series not in main]
     for scene in scenes:
         if scene.series.transform is not None:
             raise unusable(path, "has pixels that need a conversion", "convert it to OME-TIFF")
-    return tuple(scenes)
+    left_out = tuple(_picture(name, series.keyframe) for name, series in beside)
+    return tuple(replace(scene, left_out=left_out) for scene in scenes)
 
 
-def _ome_scenes(path: Path, images: tuple[OmeImage, ...], found: list[Any]) -> list[TiffScene]:
-    """A scene per Image: OME-TIFF keeps the levels of a pyramid out of sight, in SubIFDs."""
+def _picture(name: str, page: Any) -> str:
+    return f"{printable(name, 60) or 'picture'} {page.imagewidth} x {page.imagelength}"
+
+
+def _ome_scenes(
+    path: Path, images: tuple[OmeImage, ...], found: list[Any]
+) -> tuple[list[TiffScene], list[tuple[str, Any]]]:
+    """A scene per Image, and the pictures beside them; OME-TIFF keeps the levels of a pyramid out of
+    sight, in SubIFDs."""
     left = list(images)
     pairs = []
     for series in found:
@@ -112,7 +123,8 @@ def _ome_scenes(path: Path, images: tuple[OmeImage, ...], found: list[Any]) -> l
     main = [pair for pair in pairs if not pair[0].is_auxiliary] or pairs
     if len(main) < sum(not image.is_auxiliary for image in images):
         raise _unfit(path)
-    return [_scene(path, series, image) for image, series in main]
+    beside = [(image.name, series) for image, series in pairs if (image, series) not in main]
+    return [_scene(path, series, image) for image, series in main], beside
 
 
 def _unfit(path: Path) -> InputError:
@@ -121,9 +133,11 @@ def _unfit(path: Path) -> InputError:
 
 def _main_series(tiff: Any, found: list[Any]) -> list[Any]:
     if tiff.is_svs or tiff.is_ndpi:
-        # Thumbnail, label, macro and map: pictures beside the slide, which is the largest.
+        # Thumbnail, label, macro and map: pictures beside the slide, which alone is tiled; else it is
+        # the largest. Which comes first, and is therefore named Baseline, does not tell it.
+        tiled = [series for series in found if series.keyframe.is_tiled] or found
         return [
-            max(found, key=lambda series: series.keyframe.imagelength * series.keyframe.imagewidth)
+            max(tiled, key=lambda series: series.keyframe.imagelength * series.keyframe.imagewidth)
         ]
     main = [series for series in found if series.name.strip().lower() not in AUXILIARY] or found
     main = [series for series in main if not series.keyframe.is_reduced] or main

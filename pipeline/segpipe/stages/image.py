@@ -94,6 +94,8 @@ class Layout:
     rgb: bool
     pixel_size_um: float | None
     source_fingerprint: str
+    warnings: tuple[str, ...] = ()
+    """What was wrong with the file and did no harm."""
 
     @property
     def plane(self) -> tuple[int, int]:

@@ -189,7 +189,7 @@ def _total(records: Records, found: Iterable[Record], key: str) -> Histogram:
 def _statistics(run: StageRun, lattice: Lattice, copied: Mapping[str, Record]) -> dict[str, Any]:
     """The intensities that become 0 and 1 for each channel the model sees, and what to warn of."""
     image = run.image
-    warnings = []
+    warnings = list(image.layout.warnings)
     not_finite = sum(int(record.facts.get("not_finite", 0)) for record in copied.values())
     if not_finite:
         warnings.append(f"{not_finite} pixels are NaN or infinite; they count as the darkest value")
