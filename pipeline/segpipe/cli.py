@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segpipe import __version__
+from segpipe.cli_info import info
 from segpipe.cli_models import models
 from segpipe.errors import SegpipeError, SettingsError
 
@@ -44,6 +45,7 @@ def main() -> None:
     """
 
 
+main.add_command(info)
 main.add_command(models)
 
 
@@ -294,16 +296,6 @@ def _log_to_stderr() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-
-
-@main.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def info(file: Path) -> None:
-    """What FILE is: shape, channels, planes and scenes, pixel size; and what predict makes of it."""
-    from segpipe.describing import describe
-
-    for key, value in describe(file):
-        click.echo(f"{key:<12}{value}")
 
 
 @main.command()

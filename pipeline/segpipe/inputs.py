@@ -61,9 +61,12 @@ def find_inputs(
         When a path does not exist, or no image is found.
     """
     found = find_files(given, out)
-    tile = tile or TileSettings()
-    choice = Choice(z=tile.z, t=tile.t, scene=tile.scene, pages=tile.pages)
-    return _name(found, out, choice)
+    return _name(found, out, choice_of(tile or TileSettings()))
+
+
+def choice_of(tile: TileSettings) -> Choice:
+    """Which planes the settings want."""
+    return Choice(z=tile.z, t=tile.t, scene=tile.scene, pages=tile.pages)
 
 
 def find_files(given: Sequence[Path], out: Path | None) -> list[tuple[Path, PurePosixPath]]:

@@ -256,7 +256,7 @@ def _layout(
         slide.rgb,
         settings.tile.pixel_size_um or slide.pixel_size_um,
         fingerprint,
-        slide.warnings,
+        warnings=slide.warnings,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from segpipe.slide.channels import list_channels, select_channels
 from segpipe.slide.omezarr import is_zarr_folder, list_labels
-from segpipe.slide.planes import THE_PLANE, Choice, Plane, Scene
+from segpipe.slide.planes import THE_PLANE, Choice, Chosen, Plane, Scene
 from segpipe.slide.remote import remote_url
 from segpipe.slide.slide import (
     IMAGE_SUFFIXES,
@@ -20,6 +20,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "THE_PLANE",
     "Choice",
+    "Chosen",
     "Level",
     "OpenFile",
     "Plane",
