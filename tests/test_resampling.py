@@ -23,9 +23,7 @@ from segpipe.resampling import (
     wanted_scale,
 )
 
-RATIOS = st.one_of(
-    st.sampled_from([0.5, 1.0, 2.0, 0.3, 1.06, 1.9, 4 / 3, 7.3]), st.floats(0.2, 12)
-)
+RATIOS = st.one_of(st.sampled_from([0.5, 1.0, 2.0, 0.3, 1.06, 1.9, 4 / 3, 7.3]), st.floats(0.2, 12))
 DTYPES = [np.uint8, np.uint16, np.float32]
 
 

@@ -91,6 +91,14 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Test-time augmentation: the mean over 8 views of each window, 8 times the cost.",
         ),
         click.option("--pixel-size", type=float, metavar="UM", help="Size of a pixel in um."),
+        click.option(
+            "--diameter", type=float, metavar="PX",
+            help="Diameter of the objects in pixels: the image is scaled to what the model knows.",
+        ),
+        click.option(
+            "--scale", type=float, metavar="FACTOR",
+            help="Make the image this many times as wide for the model; 1: leave it as it is.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -250,6 +258,8 @@ def _load(
     planes: str | None,
     tta: bool,
     pixel_size: float | None,
+    diameter: float | None,
+    scale: float | None,
 ) -> tuple[Settings, tuple[Path, ...], Path | None]:
     """Settings, inputs and OUT: from the YAML, and over it from the options."""
     from segpipe.settings import load_project
@@ -267,6 +277,8 @@ def _load(
             "engine.workers": workers,
             "tile.channel": list(channels) or None,
             "tile.pixel_size_um": pixel_size,
+            "tile.diameter": diameter,
+            "tile.scale": scale,
         },
     )
     return project.settings, inputs or project.input or (), out or project.output

@@ -21,6 +21,7 @@ from segpipe.footprint import (
 from segpipe.inputs import find_inputs
 from segpipe.machine import usable_memory_bytes
 from segpipe.prepare import Prepared, prepare
+from segpipe.resampling import Resolution
 from segpipe.run import stages_to_run
 from segpipe.sample import Sample, region_count, take_sample, window_operations
 from segpipe.settings import Settings
@@ -34,6 +35,10 @@ KEPT = ("images.json", "plan.json", "models.json")
 class ImagePlan:
     """One image of a job.
 
+    shape
+        (C, Y, X) at the working resolution.
+    full_shape
+        (Y, X) of the full resolution.
     useful_share
         Of the pixels that go through the network, those that are kept.
     operations
@@ -49,6 +54,8 @@ class ImagePlan:
     name: str
     source: Path
     shape: tuple[int, int, int]
+    resolution: Resolution
+    full_shape: tuple[int, int]
     dtype: str
     model: Model
     numeric: NumericPlan
@@ -133,6 +140,7 @@ def _image_json(image: ImagePlan) -> dict[str, Any]:
         "source": str(image.source),
         "model": {"name": model.card.name} | about,
         "numeric": vars(image.numeric),
+        "resolution": vars(image.resolution),
     }
 
 
@@ -219,6 +227,8 @@ def _plan_image(
         name=image.name,
         source=image.source,
         shape=image.layout.shape,
+        resolution=image.layout.resolution,
+        full_shape=image.layout.full_shape,
         dtype=image.layout.dtype,
         model=image.model,
         numeric=image.plan,

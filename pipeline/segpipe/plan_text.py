@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from segpipe.plan import ImagePlan, JobPlan
@@ -34,6 +35,7 @@ def plan_text(plan: JobPlan) -> Iterator[str]:
     if len(plan.images) > SHOWN:
         yield f"... and {counted(len(plan.images) - SHOWN, 'image')} more (all of them by --json FILE)"
     yield ""
+    yield from _scales(plan.images)
     yield from _job(plan)
 
 
@@ -57,6 +59,19 @@ def _models(images: Sequence[ImagePlan]) -> Iterator[str]:
         yield (
             f"numeric plan  {numeric.backend}{layout}, {numeric.precision}, batch {numeric.batch}, "
             f"{counted(numeric.threads, 'thread')} per process{views}, {skips}"
+        )
+
+
+def _scales(images: Sequence[ImagePlan]) -> Iterator[str]:
+    """Of images that are not worked on at full resolution: how large, and what is read for it."""
+    found = [image.resolution for image in images if image.resolution.scale != 1.0]
+    counts = Counter((one.scale, one.level, one.resampled) for one in found)
+    for (scale, level, resampled), count in counts.most_common(SHOWN):
+        wide = f"{1 / scale:.4g} times wider" if scale < 1 else f"{scale:.4g} times narrower"
+        how = "resampled" if resampled else "taken as it is"
+        yield (
+            f"scale         {counted(count, 'image')} worked on {wide} than the file; level {level} "
+            f"of the file is {how}; results are in the file's own pixels"
         )
 
 

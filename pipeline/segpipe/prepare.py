@@ -18,8 +18,10 @@ from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
+from segpipe.resampling import Resolution, Wish, choose_resolution, wanted_scale
 from segpipe.settings import AUTO, Settings
 from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file, select_channels
+from segpipe.slide.source import printable
 from segpipe.stages.image import (
     STAGES,
     Image,
@@ -248,8 +250,11 @@ def _layout(
 ) -> Layout:
     wanted = choice.channels if choice and choice.channels else settings.tile.channel
     channels = select_channels(slide, wanted, len(model.card.channels))
+    resolution = _resolution(slide, settings, model)
     return Layout(
-        slide.shape,
+        (slide.shape[0], *resolution.shape),
+        (slide.shape[1], slide.shape[2]),
+        resolution,
         slide.dtype.name,
         tuple(channels),
         tuple(slide.channel_names),
@@ -257,6 +262,33 @@ def _layout(
         settings.tile.pixel_size_um or slide.pixel_size_um,
         fingerprint,
         warnings=slide.warnings,
+    )
+
+
+def _resolution(slide: Slide, settings: Settings, model: Model) -> Resolution:
+    """At which the image is worked on.
+
+    Raises
+    ------
+    SettingsError, InputError
+        As `segpipe.resampling.wanted_scale`; an InputError names the image.
+    """
+    tile, card = settings.tile, model.card
+    wish = Wish(
+        factor=tile.scale,
+        diameter_px=tile.diameter,
+        pixel_size_um=tile.pixel_size_um or slide.pixel_size_um,
+        model=card.name,
+        model_diameter_px=card.object_diameter_px,
+        model_pixel_size_um=card.pixel_size_um,
+    )
+    try:
+        wanted = wanted_scale(wish)
+    except InputError as error:
+        raise InputError(f"{printable(slide.path.name)}: {error}") from None
+    levels = slide.levels
+    return choose_resolution(
+        [level.shape for level in levels], [level.downsample for level in levels], wanted
     )
 
 

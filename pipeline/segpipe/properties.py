@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from segpipe.geometry import Box
+from segpipe.resampling import full_start, full_stop, to_full
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -156,32 +157,50 @@ def renumber(kept: Array, before: int) -> Array:
 
 
 def instance_columns(
-    rows: Array, shape: tuple[int, int], pixel_size_um: float | None
+    rows: Array,
+    shape: tuple[int, int],
+    pixel_size_um: float | None,
+    scale: float = 1.0,
+    full_shape: tuple[int, int] | None = None,
 ) -> dict[str, Array]:
     """Columns of the InstanceTable from merged rows.
 
     Coordinates are those of the full-resolution image with pixel centres at integers; the box is
-    half-open. Columns in um are NaN where the pixel size is not known.
+    half-open, and holds every full-resolution pixel of which the object has a part. Columns in um are
+    NaN where the pixel size is not known.
+
+    Parameters
+    ----------
+    shape
+        (Y, X) of the image in which `rows` were measured.
+    pixel_size_um
+        Of the full resolution.
+    scale
+        Full-resolution pixels a pixel of that image; see `segpipe.resampling`.
+    full_shape
+        (Y, X) of the full resolution; None: `shape`.
     """
-    area = rows["area"].astype(np.float64)
+    own_area = rows["area"].astype(np.float64)
+    area = own_area * scale**2
     size = np.nan if pixel_size_um is None else pixel_size_um
-    centroid_y, centroid_x = rows["sum_y"] / area, rows["sum_x"] / area
+    centroid_y, centroid_x = (to_full(rows[f"sum_{axis}"] / own_area, scale) for axis in ("y", "x"))
     height, width = shape
+    full_height, full_width = full_shape or shape
     return {
         "id": rows["id"].astype(np.uint32),
         "centroid_y_px": centroid_y,
         "centroid_x_px": centroid_x,
         "centroid_y_um": centroid_y * size,
         "centroid_x_um": centroid_x * size,
-        "area_px": rows["area"],
+        "area_px": np.rint(area).astype(np.int64),
         "area_um2": area * size**2,
         "equivalent_diameter_px": np.sqrt(4 * area / np.pi),
         "equivalent_diameter_um": np.sqrt(4 * area / np.pi) * size,
-        "bbox_y0_px": rows["y0"],
-        "bbox_x0_px": rows["x0"],
-        "bbox_y1_px": rows["y1"],
-        "bbox_x1_px": rows["x1"],
-        "mean_probability": rows["sum_foreground"] / area / 255,
+        "bbox_y0_px": full_start(rows["y0"], scale),
+        "bbox_x0_px": full_start(rows["x0"], scale),
+        "bbox_y1_px": np.minimum(full_stop(rows["y1"], scale), full_height),
+        "bbox_x1_px": np.minimum(full_stop(rows["x1"], scale), full_width),
+        "mean_probability": rows["sum_foreground"] / own_area / 255,
         "touches_border": (rows["y0"] == 0)
         | (rows["x0"] == 0)
         | (rows["y1"] == height)

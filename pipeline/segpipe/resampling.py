@@ -138,7 +138,8 @@ def _plausible(scale: float, said: str) -> float:
         what = f"{1 / scale:,.0f} times as wide" if scale < 1 else f"{scale:,.0f} times narrower"
         raise InputError(
             f"{said} would make the image {what} (up to {1 / LEAST:g} times wider and {MOST:g} "
-            "times narrower are possible); set tile.pixel_size_um (--pixel-size UM) right, or tile.scale (--scale)"
+            "times narrower are possible); set tile.pixel_size_um (--pixel-size UM) right, or "
+            "tile.scale (--scale)"
         )
     return scale
 
@@ -181,9 +182,19 @@ def to_full(working: Array | float, scale: float) -> Any:
 
 def full_box(box: Box, scale: float, shape: tuple[int, int]) -> Box:
     """The full-resolution pixels that a box of working pixels shows some of, inside `shape` (Y, X)."""
-    ends = (math.floor(box.y0 * scale + _WHOLE), math.floor(box.x0 * scale + _WHOLE))
-    stops = (math.ceil(box.y1 * scale - _WHOLE), math.ceil(box.x1 * scale - _WHOLE))
-    return Box(*ends, *stops).intersect(Box(0, 0, *shape))
+    starts = full_start(np.array([box.y0, box.x0]), scale)
+    stops = full_stop(np.array([box.y1, box.x1]), scale)
+    return Box(*(int(end) for end in (*starts, *stops))).intersect(Box(0, 0, *shape))
+
+
+def full_start(start: Array, scale: float) -> NDArray[np.int64]:
+    """The first full-resolution pixels that working pixels from `start` on show some of."""
+    return np.floor(start * scale + _WHOLE).astype(np.int64)
+
+
+def full_stop(stop: Array, scale: float) -> NDArray[np.int64]:
+    """One more than the last full-resolution pixel that working pixels before `stop` show some of."""
+    return np.ceil(stop * scale - _WHOLE).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,18 @@ class TileSettings(_Section):
         lt=1e6,
         description="size of a pixel in um where the file does not say or is wrong",
     )
+    scale: float | None = Field(
+        None,
+        gt=0,
+        description="the image is made this many times as wide for the model; null: by diameter, "
+        "else by the pixel sizes of image and model, else 1; changes within 5 % are not made",
+    )
+    diameter: float | None = Field(
+        None,
+        gt=0,
+        description="typical diameter of the objects in pixels of the image: it is scaled so that "
+        "they are as large as those that the model was trained on",
+    )
     z: Annotated[Literal["each", "max"] | tuple[int, ...] | None, _Z] = Field(
         None,
         description="z planes: each, max (projection) or numbers from 0; null: a stack is refused",
@@ -200,6 +212,8 @@ class Settings(_Section):
             low, high = self.infer.normalise
             if not -1e30 < low < high < 1e30:
                 raise ValueError(f"infer.normalise [{low}, {high}] must be finite and rise")
+        if tile.scale is not None and tile.diameter is not None:
+            raise ValueError("tile.scale and tile.diameter both say the scale: give one of them")
         if tile.core % tile.chunk:
             raise ValueError(f"tile.core {tile.core} is not a multiple of tile.chunk {tile.chunk}")
         if tile.region is not None and tile.region % tile.core:

@@ -281,12 +281,21 @@ def create_image(
     pixel_size_um: float | None,
     name: str,
     rgb: bool,
+    scale: float = 1.0,
 ) -> None:
-    """Write all metadata of an OME-Zarr 0.5 image (C, Y, X) with its pyramid, no pixels."""
+    """Write all metadata of an OME-Zarr 0.5 image (C, Y, X) with its pyramid, no pixels.
+
+    Parameters
+    ----------
+    pixel_size_um
+        Of the full resolution.
+    scale
+        Full-resolution pixels for each pixel of the image.
+    """
     group = zarr.create_group(LocalStore(path), zarr_format=3)
     group.attrs["ome"] = {
         "version": NGFF,
-        "multiscales": [_multiscales(name, grid, pixel_size_um, channel_axis=True)],
+        "multiscales": [_multiscales(name, grid, pixel_size_um, scale, channel_axis=True)],
         "omero": _omero(channels, dtype, rgb),
     }
     for number in range(len(grid.levels)):
@@ -300,12 +309,19 @@ def create_image(
 
 
 def create_labels(
-    path: Path, grid: Grid, *, pixel_size_um: float | None, classes: Sequence[str] = ()
+    path: Path,
+    grid: Grid,
+    *,
+    pixel_size_um: float | None,
+    scale: float = 1.0,
+    classes: Sequence[str] = (),
 ) -> None:
     """Write all metadata of `labels/instances` (Y, X) uint32 in an OME-Zarr 0.5 image, no pixels.
 
     Parameters
     ----------
+    pixel_size_um, scale
+        As for `create_image`.
     classes
         What the numbers stand for, from 0, where they are no instances.
     """
@@ -318,7 +334,7 @@ def create_labels(
     group = zarr.create_group(LocalStore(path / LABEL_GROUP), zarr_format=3)
     group.attrs["ome"] = {
         "version": NGFF,
-        "multiscales": [_multiscales("instances", grid, pixel_size_um, channel_axis=False)],
+        "multiscales": [_multiscales("instances", grid, pixel_size_um, scale, channel_axis=False)],
         "image-label": told,
     }
     for number in range(len(grid.levels)):
@@ -332,8 +348,10 @@ def create_labels(
 
 
 def _multiscales(
-    name: str, grid: Grid, pixel_size_um: float | None, *, channel_axis: bool
+    name: str, grid: Grid, pixel_size_um: float | None, scale: float, *, channel_axis: bool
 ) -> dict[str, Any]:
+    """One entry of `multiscales`. The origin is the centre of the first full-resolution pixel, the
+    unit um, or a full-resolution pixel where its size is not known."""
     space: dict[str, str] = {"type": "space"}
     if pixel_size_um is not None:
         space["unit"] = "micrometer"
@@ -341,13 +359,13 @@ def _multiscales(
     axes = [{"name": "y", **space}, {"name": "x", **space}]
     datasets = []
     for number in range(len(grid.levels)):
-        # Halving by mean puts the first pixel's centre between the first two of the level above.
-        scale, shift = size * 2**number, size * (2**number - 1) / 2
-        scales, shifts = [scale, scale], [shift, shift]
+        # Halving by mean puts the first pixel's centre between the first two of the level above;
+        # every second pixel, of labels, leaves it where it was.
+        first = scale * 2**number if channel_axis else scale
+        pitch, shift = size * scale * 2**number, size * (first - 1) / 2
+        scales, shifts = [pitch, pitch], [shift, shift]
         if channel_axis:
             scales, shifts = [1.0, *scales], [0.0, *shifts]
-        else:
-            shifts = [0.0, 0.0]  # every second pixel: the centre stays where it was
         transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scales}]
         transforms.append({"type": "translation", "translation": shifts})
         datasets.append({"path": str(number), "coordinateTransformations": transforms})

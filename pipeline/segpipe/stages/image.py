@@ -20,6 +20,7 @@ from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, write_json
+from segpipe.resampling import Resolution
 from segpipe.settings import Settings, StitchSettings
 from segpipe.slide import Plane
 from segpipe.store import Grid, disk_usage
@@ -84,9 +85,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Layout:
-    """What opening the file told, and the sizes that follow from it."""
+    """What opening the file told, and the sizes that follow from it.
+
+    shape
+        (C, Y, X) at the working resolution: what all stages work on.
+    full_shape
+        (Y, X) of the full resolution.
+    pixel_size_um
+        Of the full resolution.
+    """
 
     shape: tuple[int, int, int]
+    full_shape: tuple[int, int]
+    resolution: Resolution
     dtype: str
     channels: tuple[int, ...]
     """Those that the model sees."""
@@ -99,7 +110,7 @@ class Layout:
 
     @property
     def plane(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width at the working resolution."""
         return self.shape[1], self.shape[2]
 
 
@@ -120,6 +131,11 @@ class Image:
     """`settings_digest` of each stage, for its manifest."""
     chosen: str | None = None
     """Why the model was chosen, where that was left to segpipe."""
+
+    @property
+    def scale(self) -> float:
+        """Full-resolution pixels a working pixel: full = (working + 1/2) scale - 1/2."""
+        return self.layout.resolution.scale
 
     @cached_property
     def zarr(self) -> Path:
@@ -199,6 +215,7 @@ class Image:
                 [tile.chunk, tile.core, self.region],
                 list(self.layout.channels),
                 self.layout.pixel_size_um,
+                vars(self.layout.resolution),
                 self.model.card.normalisation.model_dump(),
                 infer.normalise,
                 [self.plan.stride, self.plan.halo],

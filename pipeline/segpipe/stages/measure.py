@@ -16,6 +16,7 @@ from segpipe.export.drawing import contrast
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import bands_of_rows, instance_columns, sum_region
 from segpipe.records import Record
+from segpipe.resampling import full_box
 from segpipe.slide import THE_PLANE
 from segpipe.stages.classes import certainty_in
 from segpipe.stages.image import Image, Manifest, Progress, current_manifests, manifest_before
@@ -54,7 +55,7 @@ def sum_one(work: Pass, name: str) -> dict[str, Any]:
 def _write_table(
     run: StageRun, lattice: Lattice, found: dict[str, Record], before: Manifest
 ) -> tuple[int, int]:
-    """Write the table band by band; the pixel (y, x) around which there are most objects."""
+    """Write the table band by band; the working pixel (y, x) around which there are most objects."""
     image, records = run.image, run.records("sums")
 
     def rows_of(row: int) -> Iterator[Array]:
@@ -70,10 +71,16 @@ def _write_table(
     written = 0
     with parquet.TableWriter(image.table, _metadata(image)) as writer:
         for _, rows in bands:
-            columns = instance_columns(rows, image.layout.plane, image.layout.pixel_size_um)
+            columns = instance_columns(
+                rows,
+                image.layout.plane,
+                image.layout.pixel_size_um,
+                image.scale,
+                image.layout.full_shape,
+            )
             writer.write(columns)
             written += len(rows)
-            y, x = (columns[key].astype(np.int64) for key in ("centroid_y_px", "centroid_x_px"))
+            y, x = (rows[f"sum_{axis}"] // rows["area"] for axis in ("y", "x"))
             np.add.at(density, (y // NEIGHBOURHOOD, x // NEIGHBOURHOOD), 1)
     if written != before.facts["objects"] and not (run.failed or before.failed):
         raise SegpipeError(
@@ -95,8 +102,10 @@ def _metadata(image: Image) -> dict[str, str]:
         "model_hash": image.model.hash,
         **_told_classes(image),
         "pixel_size_um": "" if size is None else repr(size),
+        "label_scale": repr(image.scale),
         "coordinates": "pixels of the full-resolution image, pixel centres at integers; um is px "
-        "times the pixel size; boxes are half-open",
+        "times the pixel size; boxes are half-open; a pixel w of the labels lies at "
+        "(w + 1/2) label_scale - 1/2",
     }
 
 
@@ -124,8 +133,13 @@ def _write_preview(image: Image, before: Manifest, busiest: tuple[int, int]) -> 
         """Part of a level; the box is in that level's pixels."""
         pixels = read_box(image.zarr / str(number), box, channels)
         labels = read_box(image.zarr / LABEL_GROUP / str(number), box)
-        full = Box(*(value << number for value in (box.y0, box.x0, box.y1, box.x1)))
-        shown = full.intersect(Box(0, 0, *layout.plane))
+        working = Box(*(value << number for value in (box.y0, box.x0, box.y1, box.x1)))
+        if working.contains(Box(0, 0, *layout.plane)):
+            shown = Box(
+                0, 0, *layout.full_shape
+            )  # of a pyramid's level the last rows may be lacking
+        else:
+            shown = full_box(working, image.scale, layout.full_shape)
         return preview.View(contrast(pixels, ranges, layout.rgb), labels, shown)
 
     corner = (

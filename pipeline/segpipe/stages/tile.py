@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +16,9 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice
 from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
-from segpipe.slide import OpenFile, Plane, Slide, open_file
 from segpipe.stages.emptiness import cell_payload, window_occupancy
 from segpipe.stages.image import Image, Manifest, Progress, intensity_range, remove
+from segpipe.stages.reading import read_working, reader
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_image, halve_mean, open_array, read_box, set_contrast, write_shard
 
@@ -31,7 +29,8 @@ Range = tuple[float, float]
 
 
 def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
-    """Copy the image region by region, make its pyramid, find normalisation and occupancy.
+    """Copy the image region by region, at the working resolution, and make its pyramid; find
+    normalisation and occupancy.
 
     Raises
     ------
@@ -59,6 +58,8 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
             "shape": image.layout.shape,
             "dtype": image.layout.dtype,
             "pixel_size_um": image.layout.pixel_size_um,
+            "full_shape": image.layout.full_shape,
+            "scale": image.scale,
             "levels": len(image.grid.levels),
             **statistics,
             "occupancy": window_occupancy(run, lattice, copied, statistics["ranges"]),
@@ -74,66 +75,16 @@ def _create(image: Image) -> None:
         image.grid,
         np.dtype(image.layout.dtype),
         pixel_size_um=image.layout.pixel_size_um,
+        scale=image.scale,
         name=Path(image.name).name,
         rgb=image.layout.rgb,
     )
 
 
-class Reader:
-    """The file that this process has open, and the plane of it that is being read.
-
-    The file stays open from one of its planes to the next: the headers of a thousand pages take as
-    long as some of the planes.
-    """
-
-    def __init__(self) -> None:
-        self._file: tuple[Path, str, OpenFile] | None = None
-        self._slide: tuple[Plane, Slide] | None = None
-
-    def slide(self, image: Image) -> Slide:
-        """The image's plane, opened anew when the process had another one."""
-        wanted = image.source, image.layout.source_fingerprint
-        if self._file is None or self._file[:2] != wanted:
-            self.close()
-            self._file = (*wanted, open_file(image.source))
-        if self._slide is None or self._slide[0] != image.plane:
-            self.close_slide()
-            self._slide = image.plane, self._file[2].slide(image.plane)
-        return self._slide[1]
-
-    def close_slide(self) -> None:
-        """Forget what was decoded."""
-        if self._slide is not None:
-            self._slide[1].close()
-        self._slide = None
-
-    def close(self) -> None:
-        """Close plane and file."""
-        self.close_slide()
-        if self._file is not None:
-            self._file[2].close()
-        self._file = None
-
-
-@functools.cache
-def reader() -> Reader:
-    """The one of this process."""
-    return Reader()
-
-
-@contextlib.contextmanager
-def closing_input() -> Iterator[None]:
-    """Close the file that this process has open, if any, in the end."""
-    try:
-        yield
-    finally:
-        reader().close()
-
-
 def copy_region(work: Pass, name: str) -> dict[str, Any]:
     """Read one region of the file, write its shard, count and sum up its intensities."""
     image, region = work.image, work.lattice.named(name)
-    pixels = reader().slide(image).read(region.box)
+    pixels = read_working(reader().slide(image), image.layout.resolution, region.box)
     seen = pixels[list(image.layout.channels)]
     shard = write_shard(image.zarr / "0", region.box, pixels)
     not_finite = int(np.count_nonzero(~np.isfinite(seen))) if seen.dtype.kind == "f" else 0
