@@ -29,7 +29,7 @@ import numpy as np
 
 from segpipe.geometry import Box, Tile
 from segpipe.inference import cut_window, normalise, read_box_of
-from segpipe.stages.emptiness import empty_tiles
+from segpipe.stages.emptiness import skipped_tiles
 from segpipe.stages.image import Image, current_manifests
 from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.tile import ranges_of
@@ -132,7 +132,7 @@ def _forwards(image: Image, _sample: Path, _target: Path) -> _Work:
     from segpipe.stages.infer import segmenter_of
 
     manifest = current_manifests(image)["tile"]
-    empty, ranges = empty_tiles(image, manifest), ranges_of(manifest)
+    empty, ranges = skipped_tiles(image, manifest).either, ranges_of(manifest)
     segmenter = segmenter_of(image)
     tiles = [tile for tile in image.tiles.meeting(_sample_box(image)) if not empty[tile.index]]
     box = read_box_of(image.tiles, _sample_box(image))

@@ -18,10 +18,10 @@ from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
-from segpipe.resampling import Resolution, Wish, choose_resolution, wanted_scale
 from segpipe.settings import AUTO, Settings
 from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file, select_channels
 from segpipe.slide.source import printable
+from segpipe.stages.emptiness import skips_glass
 from segpipe.stages.image import (
     STAGES,
     Image,
@@ -31,6 +31,8 @@ from segpipe.stages.image import (
     decode_of,
     settings_digest,
 )
+from segpipe.stages.mask import find_mask
+from segpipe.stages.resolution import resolution_of
 
 log = logging.getLogger(__name__)
 NAMED = 3
@@ -116,7 +118,10 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
                 named = error if one.plane == THE_PLANE else InputError(f"{one.name}: {error}")
                 failed.append((one, named))
                 continue
-            images.append(plans.image(one, out, model, layout, choice))
+            try:
+                images.append(plans.image(one, out, model, layout, choice))
+            except InputError as error:
+                failed.append((one, error))
     plans.write()
     _tell_choices(images)
     return Prepared(images, failed)
@@ -250,7 +255,10 @@ def _layout(
 ) -> Layout:
     wanted = choice.channels if choice and choice.channels else settings.tile.channel
     channels = select_channels(slide, wanted, len(model.card.channels))
-    resolution = _resolution(slide, settings, model)
+    try:
+        resolution = resolution_of(settings.tile, model.card, slide.pixel_size_um, slide.levels)
+    except InputError as error:
+        raise InputError(f"{printable(slide.path.name)}: {error}") from None
     return Layout(
         (slide.shape[0], *resolution.shape),
         (slide.shape[1], slide.shape[2]),
@@ -262,33 +270,6 @@ def _layout(
         settings.tile.pixel_size_um or slide.pixel_size_um,
         fingerprint,
         warnings=slide.warnings,
-    )
-
-
-def _resolution(slide: Slide, settings: Settings, model: Model) -> Resolution:
-    """At which the image is worked on.
-
-    Raises
-    ------
-    SettingsError, InputError
-        As `segpipe.resampling.wanted_scale`; an InputError names the image.
-    """
-    tile, card = settings.tile, model.card
-    wish = Wish(
-        factor=tile.scale,
-        diameter_px=tile.diameter,
-        pixel_size_um=tile.pixel_size_um or slide.pixel_size_um,
-        model=card.name,
-        model_diameter_px=card.object_diameter_px,
-        model_pixel_size_um=card.pixel_size_um,
-    )
-    try:
-        wanted = wanted_scale(wish)
-    except InputError as error:
-        raise InputError(f"{printable(slide.path.name)}: {error}") from None
-    levels = slide.levels
-    return choose_resolution(
-        [level.shape for level in levels], [level.downsample for level in levels], wanted
     )
 
 
@@ -336,6 +317,7 @@ class _Plans:
             threads=infer.threads,
             backend=self.open["backend"] if infer.backend == AUTO else infer.backend,
             skip_empty=infer.skip_empty and model.card.empty is not None,
+            skip_glass=skips_glass(self.settings, model.card),
             tta=infer.tta,
         )
         self.check(model)
@@ -352,4 +334,5 @@ class _Plans:
             layout,
             self.digests,
             choice.why if choice else None,
+            None if tile.mask is None else find_mask(tile.mask, one.name),
         )

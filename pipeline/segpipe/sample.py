@@ -239,7 +239,12 @@ def _settings_of_parts(image: Image, settings: Settings, processes: Processes) -
     """The job's settings for parts that are files of one plane."""
     tree = settings.model_dump(mode="json")
     tree["tile"] |= dict.fromkeys(("z", "t", "scene", "pages"))
-    tree["tile"] |= {"region": image.region, "scale": 1.0, "diameter": None}  # they are at scale
+    tree["tile"] |= {
+        "region": image.region,
+        "scale": 1.0,
+        "diameter": None,
+        "mask": None,
+    }  # they are at scale
     tree["infer"] |= {"batch": image.plan.batch, "backend": image.plan.backend}
     tree["engine"] |= {"kind": processes.kind, "workers": processes.workers}
     return tree

@@ -42,6 +42,10 @@ def _as_paths(value: Any) -> Any:
     ]
 
 
+def _as_word(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads a bare `off` as false
+
+
 def _as_path(value: Any) -> Any:
     return value if value is None or isinstance(value, list | tuple) else _as_paths(value)[0]
 
@@ -99,6 +103,16 @@ class TileSettings(_Section):
         gt=0,
         description="typical diameter of the objects in pixels of the image: it is scaled so that "
         "they are as large as those that the model was trained on",
+    )
+    tissue: Annotated[Literal["auto", "off"], BeforeValidator(_as_word)] = Field(
+        "auto",
+        description="auto: with a model of red, green and blue, tiles of bare glass are left out; off: "
+        "none is",
+    )
+    mask: Annotated[Path, _PATH] | None = Field(
+        None,
+        description="GeoJSON with polygons in pixels of the image, or an image that is stretched over "
+        "it: objects are looked for inside, or where it is not 0; a folder holds one per image, by name",
     )
     z: Annotated[Literal["each", "max"] | tuple[int, ...] | None, _Z] = Field(
         None,

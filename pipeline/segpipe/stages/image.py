@@ -23,12 +23,13 @@ from segpipe.records import fingerprint, write_json
 from segpipe.resampling import Resolution
 from segpipe.settings import Settings, StitchSettings
 from segpipe.slide import Plane
+from segpipe.stages.mask import Mask, mask_fingerprint
 from segpipe.store import Grid, disk_usage
 
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 1}
+VERSION = {"tile": 4, "infer": 5, "stitch": 2, "measure": 1}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
@@ -61,6 +62,8 @@ class NumericPlan:
     backend: str
     skip_empty: bool = False
     """Whether tiles in which the model's card says that it sees nothing become zeros unseen."""
+    skip_glass: bool = False
+    """Whether tiles of bare, bright ground become zeros unseen."""
     tta: bool = False
     """Whether probabilities are the mean over eight views of each window."""
 
@@ -131,6 +134,8 @@ class Image:
     """`settings_digest` of each stage, for its manifest."""
     chosen: str | None = None
     """Why the model was chosen, where that was left to segpipe."""
+    mask: Mask | None = None
+    """Where objects are looked for; None: everywhere."""
 
     @property
     def scale(self) -> float:
@@ -221,7 +226,7 @@ class Image:
                 [self.plan.stride, self.plan.halo],
                 *self.plane.stated().items(),
             ],
-            "infer": [self.model.hash, vars(self.plan)],
+            "infer": [self.model.hash, vars(self.plan), self.mask and self.mask.fingerprint],
             "stitch": [
                 vars(self.decode),
                 [stitch.max_hole, stitch.max_area, stitch.min_probability],
@@ -303,7 +308,9 @@ def settings_of(stage: str, settings: Settings, models: Sequence[str]) -> dict[s
     """
     of_image = {"normalise": settings.infer.normalise, "models": list(models)}
     chosen: Mapping[str, Any] = {
-        "tile": settings.tile.model_dump(mode="json") | of_image,
+        "tile": settings.tile.model_dump(mode="json")
+        | of_image
+        | {"mask": mask_fingerprint(settings.tile.mask)},
         "infer": settings.infer.model_dump(mode="json", exclude={"model", "device"}),
         "stitch": settings.stitch.model_dump(mode="json"),
         "measure": settings.measure.model_dump(mode="json"),

@@ -62,6 +62,11 @@ class StageRun:
         return stage_fingerprint(self.image, self.stage, self.before)
 
     @property
+    def seconds(self) -> float:
+        """Since it was begun."""
+        return time.perf_counter() - self.started
+
+    @property
     def folder(self) -> Path:
         """Records of all passes of this stage."""
         return self.image.work / "records" / self.stage
@@ -192,7 +197,7 @@ class StageRun:
 
     def finish(self, facts: Mapping[str, Any]) -> Manifest:
         """Write the manifest, last of all."""
-        seconds = time.perf_counter() - self.started
+        seconds = self.seconds
         failed = tuple(self.failed)
         token = fingerprint(
             self.fingerprint, [[entry["pass"], entry["region"]] for entry in failed]

@@ -62,7 +62,7 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
             "scale": image.scale,
             "levels": len(image.grid.levels),
             **statistics,
-            "occupancy": window_occupancy(run, lattice, copied, statistics["ranges"]),
+            **window_occupancy(run, lattice, copied, statistics["ranges"]),
         }
     )
 
