@@ -16,6 +16,8 @@ from segpipe.errors import SettingsError
 from segpipe.geometry import TileGrid
 from segpipe.models.modelfile import load_model, write_model
 from segpipe.occupancy import GLASS, cell_extremes, glass_tiles, tile_density
+from segpipe.plan import plan_job
+from segpipe.plan_text import plan_text
 from segpipe.polygons import parse_geojson
 from segpipe.settings import load_settings
 
@@ -259,7 +261,7 @@ def test_a_mask_that_changed_is_another_result_and_one_that_lacks_is_an_error(tm
     (masks / "field.geojson").write_text("{}")
     bad = run(tmp_path / "in", tmp_path / "out", setting)
     assert "tile.mask field.geojson: is not GeoJSON" in bad.failed[0].error
-    with pytest.raises(SettingsError, match="tile.mask: none.geojson: cannot be opened"):
+    with pytest.raises(SettingsError, match=r"none\.geojson: cannot be opened"):
         run(tmp_path / "in", tmp_path / "out", f"tile.mask={tmp_path / 'none.geojson'}")
 
 
@@ -279,3 +281,28 @@ def test_only_a_model_of_colours_leaves_out_glass():
     from segpipe.stages.emptiness import skips_glass
 
     assert not skips_glass(load_settings(None, []), card)
+
+
+def test_the_plan_tells_what_will_be_left_out(colour_model, tmp_path):
+    pixels = section()
+    small = pixels.reshape(80, 4, 112, 4, 3).mean((1, 3)).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif", bigtiff=True) as file:
+        file.write(pixels, tile=(64, 64), photometric="rgb", subifds=1, metadata={"axes": "YXS"})
+        file.write(small, tile=(64, 64), photometric="rgb", subfiletype=1)
+
+    def planned(*more):
+        chosen = load_settings(None, [*SIZES, f"infer.model={colour_model}", *more])
+        found = plan_job([tmp_path / "slide.ome.tif"], None, chosen, sampled=False)
+        return found.images[0].skipped, "\n".join(plan_text(found))
+
+    run(tmp_path / "slide.ome.tif", tmp_path / "out", f"infer.model={colour_model}")
+    found = facts(tmp_path / "out")
+    share, text = planned()
+    assert share == pytest.approx(found["tiles_skipped"] / found["tiles"], abs=0.06)
+    assert f"left out      about {100 * share:.0f} % of the tiles" in text
+    (tmp_path / "left.geojson").write_text(
+        json.dumps(feature([(0, 0), (0, 60), (320, 60), (320, 0)]))
+    )
+    assert planned(f"tile.mask={tmp_path / 'left.geojson'}", "tile.tissue=off")[0] == 30 / 35
+    share, text = planned("tile.tissue=off")
+    assert share is None and "left out" not in text

@@ -25,6 +25,7 @@ from segpipe.resampling import Resolution
 from segpipe.run import stages_to_run
 from segpipe.sample import Sample, region_count, take_sample, window_operations
 from segpipe.settings import Settings
+from segpipe.stages.foresight import foreseen_skips
 from segpipe.stages.image import STAGES, Image, Model, NumericPlan
 
 KEPT = ("images.json", "plan.json", "models.json")
@@ -47,6 +48,9 @@ class ImagePlan:
         While it runs, were nothing compressed.
     worker_bytes
         Memory of a worker on the CPU.
+    skipped
+        Share of the tiles that will be left out as bare glass or outside the mask, as far as a coarse
+        level of the file tells; None: not known before the run.
     stages
         Those that are to be done.
     """
@@ -68,6 +72,7 @@ class ImagePlan:
     worker_bytes: int
     disk_bytes: int
     files: int
+    skipped: float | None
     stages: tuple[str, ...]
 
     @property
@@ -241,5 +246,6 @@ def _plan_image(
         worker_bytes=worker_bytes(image),
         disk_bytes=prepared.disk_bytes(image),
         files=prepared.file_count(image, workers),
+        skipped=foreseen_skips(image) if stages else None,
         stages=stages,
     )

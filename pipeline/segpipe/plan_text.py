@@ -99,6 +99,14 @@ def _job(plan: JobPlan) -> Iterator[str]:
         f"to do         {counted(len(todo), 'image')}, {pixels / 1e6:,.1f} Mpx, "
         f"{counted(tiles, 'tile')}, {teraflop:,.3g} Tflop at most: tiles that hold nothing are skipped"
     )
+    known = [image for image in todo if image.skipped is not None]
+    if known:
+        spared = sum((image.skipped or 0) * image.tiles for image in known)
+        share = 100 * spared / sum(image.tiles for image in known)
+        yield (
+            f"left out      about {share:.0f} % of the tiles of {counted(len(known), 'image')}: "
+            "bare glass, or outside the mask"
+        )
     who = plan.processes
     if who.kind == "serial":
         processes = f"this process alone, {bytes_text(plan.memory_bytes)}"

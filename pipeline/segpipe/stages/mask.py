@@ -32,8 +32,10 @@ class Mask:
     path: Path
     fingerprint: str
 
-    def inside(self, box: Box, scale: float, full_shape: tuple[int, int]) -> NDArray[np.bool_]:
-        """(h, w): which working pixels of a box are inside: by their centres.
+    def inside(
+        self, box: Box, scale: float, full_shape: tuple[int, int], step: int = 1
+    ) -> NDArray[np.bool_]:
+        """(h, w): which working pixels of a box, or every `step`-th, are inside: by their centres.
 
         Parameters
         ----------
@@ -47,7 +49,7 @@ class Mask:
         """
         opened = _opened(self.path, self.fingerprint)
         rows, columns = (
-            to_full(np.arange(start, stop, dtype=np.float64), scale)
+            to_full(np.arange(start, stop, step, dtype=np.float64), scale)
             for start, stop in ((box.y0, box.y1), (box.x0, box.x1))
         )
         if isinstance(opened, Polygons):
