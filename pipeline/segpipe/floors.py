@@ -31,6 +31,7 @@ from segpipe.geometry import Box, Tile
 from segpipe.inference import cut_window, normalise, read_box_of
 from segpipe.stages.emptiness import skipped_tiles
 from segpipe.stages.image import Image, current_manifests
+from segpipe.stages.reading import pixels_in
 from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.tile import ranges_of
 from segpipe.store import Grid, create_array, open_array, read_box
@@ -136,7 +137,7 @@ def _forwards(image: Image, _sample: Path, _target: Path) -> _Work:
     segmenter = segmenter_of(image)
     tiles = [tile for tile in image.tiles.meeting(_sample_box(image)) if not empty[tile.index]]
     box = read_box_of(image.tiles, _sample_box(image))
-    pixels = read_box(image.zarr / "0", box, image.layout.channels)
+    pixels = pixels_in(image, box, image.layout.channels)
 
     def batch_of(some: list[Tile]) -> Array:
         return normalise(np.stack([cut_window(pixels, box, tile) for tile in some]), ranges)

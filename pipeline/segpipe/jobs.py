@@ -216,7 +216,10 @@ class _Truth:
             files = [".parquet"] + [".png"] * preview
             return all((self.out / f"{self.name}{suffix}").exists() for suffix in files)
         manifest = self.chain.get(stage)
-        return manifest is not None and has_array(manifest, array_path(self.out, self.name, stage))
+        if manifest is None:
+            return False
+        finest = manifest.facts.get("finest", 0)
+        return has_array(manifest, array_path(self.out, self.name, stage, finest))
 
 
 def synchronise(

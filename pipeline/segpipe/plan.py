@@ -40,6 +40,8 @@ class ImagePlan:
         (C, Y, X) at the working resolution.
     full_shape
         (Y, X) of the full resolution.
+    copied
+        Whether OUT gets the image; else it is read where it is.
     useful_share
         Of the pixels that go through the network, those that are kept.
     operations
@@ -60,6 +62,7 @@ class ImagePlan:
     shape: tuple[int, int, int]
     resolution: Resolution
     full_shape: tuple[int, int]
+    copied: bool
     dtype: str
     model: Model
     numeric: NumericPlan
@@ -234,6 +237,7 @@ def _plan_image(
         shape=image.layout.shape,
         resolution=image.layout.resolution,
         full_shape=image.layout.full_shape,
+        copied=image.layout.copied,
         dtype=image.layout.dtype,
         model=image.model,
         numeric=image.plan,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from segpipe.plan import ImagePlan, JobPlan
 from segpipe.report import bytes_text
@@ -36,6 +39,7 @@ def plan_text(plan: JobPlan) -> Iterator[str]:
         yield f"... and {counted(len(plan.images) - SHOWN, 'image')} more (all of them by --json FILE)"
     yield ""
     yield from _scales(plan.images)
+    yield from _copies(plan.images)
     yield from _job(plan)
 
 
@@ -72,6 +76,17 @@ def _scales(images: Sequence[ImagePlan]) -> Iterator[str]:
         yield (
             f"scale         {counted(count, 'image')} worked on {wide} than the file; level {level} "
             f"of the file is {how}; results are in the file's own pixels"
+        )
+
+
+def _copies(images: Sequence[ImagePlan]) -> Iterator[str]:
+    """Of images that OUT will not hold at full resolution."""
+    found = [image for image in images if not image.copied]
+    if found:
+        size = sum(math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in found)
+        yield (
+            f"copy          {counted(len(found), 'image')} read where they are: OUT gets coarse levels "
+            f"of them; tile.copy=always would add up to {bytes_text(size)}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
+from segpipe.resampling import Resolution
 from segpipe.settings import AUTO, Settings
 from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file, select_channels
 from segpipe.slide.source import printable
@@ -37,6 +39,8 @@ from segpipe.stages.resolution import resolution_of
 log = logging.getLogger(__name__)
 NAMED = 3
 """Images of which a line tells the names."""
+LARGE_COPY_BYTES, MANY_TIMES = 4_000_000_000, 5
+"""An image is read where it is when its pixels are more bytes than this, and so many times the file."""
 REGION_ON_CPU, REGION_ON_GPU = 2048, 4096
 """Pixels a side of a region, where the settings do not say it."""
 
@@ -57,7 +61,7 @@ class Prepared:
         height, width = image.layout.plane
         size = {"uint8": 1, "uint16": 2}.get(image.layout.dtype, 4)
         per_pixel = (
-            size * image.layout.shape[0] * 4 / 3  # the image and its pyramid
+            size * image.layout.shape[0] * 4 / 3 / 4**image.finest  # the image and its pyramid
             + len(image.model.card.outputs)  # probabilities
             + 1  # runs of seeds, in records
             + 4 * 4 / 3  # labels and their pyramid
@@ -67,8 +71,8 @@ class Prepared:
     def file_count(self, image: Image, writers: int = 1) -> int:
         """Files while it runs: shards, metadata, and the records of so many processes."""
         files = 14  # groups, manifests, tables of seeds, lock, table and picture
-        for grid in (image.grid, image.label_grid):
-            levels = [grid.level(number) for number in range(len(grid.levels))]
+        for grid, finest in ((image.grid, image.finest), (image.label_grid, 0)):
+            levels = [grid.level(number) for number in range(finest, len(grid.levels))]
             files += sum(1 + len(Lattice(level.shape, level.shard)) for level in levels)
         files += 1 + len(Lattice(image.layout.plane, image.grid.shard))  # probabilities
         return files + 4 * (1 + writers) + 3 * writers  # records of stages, and arrays in them
@@ -269,8 +273,25 @@ def _layout(
         slide.rgb,
         settings.tile.pixel_size_um or slide.pixel_size_um,
         fingerprint,
+        copied=_is_copied(slide, settings, resolution),
         warnings=slide.warnings,
     )
+
+
+def _is_copied(slide: Slide, settings: Settings, resolution: Resolution) -> bool:
+    """Whether OUT is to hold the image at the working resolution.
+
+    By `auto`, it is not where a copy would be large and many times the file, and reading the file is
+    as good: a level of a pyramid as it is, on this machine's own file system.
+    """
+    if settings.tile.copy != "auto":
+        return settings.tile.copy == "always"
+    if resolution.resampled or len(slide.levels) < 2 or not slide.path.is_file():
+        return True
+    pixels = math.prod(resolution.shape)
+    size = slide.shape[0] * pixels * slide.dtype.itemsize
+    stored = slide.path.stat().st_size
+    return size < LARGE_COPY_BYTES or size < MANY_TIMES * stored
 
 
 class _Plans:

@@ -95,6 +95,7 @@ def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
             "shape": [image.layout.shape[0], *image.layout.full_shape],
             "working_shape": list(image.layout.shape),
             "scale": image.scale,
+            "copied": image.layout.copied,
             "dtype": image.layout.dtype,
             "channels": [image.layout.channel_names[number] for number in image.layout.channels],
             "pixel_size_um": image.layout.pixel_size_um,

@@ -244,6 +244,7 @@ def _settings_of_parts(image: Image, settings: Settings, processes: Processes) -
         "scale": 1.0,
         "diameter": None,
         "mask": None,
+        "copy": "always" if image.layout.copied else "never",
     }  # they are at scale
     tree["infer"] |= {"batch": image.plan.batch, "backend": image.plan.backend}
     tree["engine"] |= {"kind": processes.kind, "workers": processes.workers}

@@ -7,6 +7,7 @@ what people and editors read.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,6 +70,10 @@ _PATHS = BeforeValidator(_as_paths, json_schema_input_type=Path | list[Path])
 _PATH = BeforeValidator(_as_path, json_schema_input_type=Path)
 
 
+# pydantic's own `copy` is deprecated, and nothing here calls it
+warnings.filterwarnings("ignore", 'Field name "copy" in "TileSettings" shadows')
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -103,6 +108,11 @@ class TileSettings(_Section):
         gt=0,
         description="typical diameter of the objects in pixels of the image: it is scaled so that "
         "they are as large as those that the model was trained on",
+    )
+    copy: Literal["auto", "always", "never"] = Field(  # type: ignore[assignment]
+        "auto",
+        description="whether OUT gets the image at full resolution; auto: unless it is a compressed "
+        "slide whose copy would be large, which is then read where it is",
     )
     tissue: Annotated[Literal["auto", "off"], BeforeValidator(_as_word)] = Field(
         "auto",

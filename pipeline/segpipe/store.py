@@ -282,6 +282,7 @@ def create_image(
     name: str,
     rgb: bool,
     scale: float = 1.0,
+    finest: int = 0,
 ) -> None:
     """Write all metadata of an OME-Zarr 0.5 image (C, Y, X) with its pyramid, no pixels.
 
@@ -291,14 +292,18 @@ def create_image(
         Of the full resolution.
     scale
         Full-resolution pixels for each pixel of the image.
+    finest
+        The first level of the pyramid that there is to be; levels keep their numbers.
     """
     group = zarr.create_group(LocalStore(path), zarr_format=3)
     group.attrs["ome"] = {
         "version": NGFF,
-        "multiscales": [_multiscales(name, grid, pixel_size_um, scale, channel_axis=True)],
+        "multiscales": [
+            _multiscales(name, grid, pixel_size_um, scale, channel_axis=True, finest=finest)
+        ],
         "omero": _omero(channels, dtype, rgb),
     }
-    for number in range(len(grid.levels)):
+    for number in range(finest, len(grid.levels)):
         create_array(
             path / str(number),
             (len(channels),),
@@ -348,7 +353,13 @@ def create_labels(
 
 
 def _multiscales(
-    name: str, grid: Grid, pixel_size_um: float | None, scale: float, *, channel_axis: bool
+    name: str,
+    grid: Grid,
+    pixel_size_um: float | None,
+    scale: float,
+    *,
+    channel_axis: bool,
+    finest: int = 0,
 ) -> dict[str, Any]:
     """One entry of `multiscales`. The origin is the centre of the first full-resolution pixel, the
     unit um, or a full-resolution pixel where its size is not known."""
@@ -358,7 +369,7 @@ def _multiscales(
     size = pixel_size_um or 1.0
     axes = [{"name": "y", **space}, {"name": "x", **space}]
     datasets = []
-    for number in range(len(grid.levels)):
+    for number in range(finest, len(grid.levels)):
         # Halving by mean puts the first pixel's centre between the first two of the level above;
         # every second pixel, of labels, leaves it where it was.
         first = scale * 2**number if channel_axis else scale

@@ -33,6 +33,8 @@ VERSION = {"tile": 4, "infer": 5, "stitch": 2, "measure": 1}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
+LARGEST_COARSE = 4096
+"""Pixels of the longer side of the finest level of an image that is not copied."""
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "tile": (),
     "infer": ("tile",),
@@ -108,6 +110,8 @@ class Layout:
     rgb: bool
     pixel_size_um: float | None
     source_fingerprint: str
+    copied: bool = True
+    """Whether OUT holds the image at the working resolution; else only coarse levels of it."""
     warnings: tuple[str, ...] = ()
     """What was wrong with the file and did no harm."""
 
@@ -174,7 +178,15 @@ class Image:
 
     def array(self, stage: str) -> Path | None:
         """The array that a stage writes and others read."""
-        return array_path(self.out, self.name, stage)
+        return array_path(self.out, self.name, stage, self.finest)
+
+    @cached_property
+    def finest(self) -> int:
+        """The finest level of the pyramid that OUT holds of the image; 0 where it is copied."""
+        sizes = [max(shape) for shape in self.grid.levels]
+        last = len(sizes) - 1
+        small = [level for level in range(1, last) if sizes[level] <= LARGEST_COARSE]
+        return 0 if self.layout.copied else min(small, default=last)
 
     @cached_property
     def tiles(self) -> TileGrid:
@@ -221,6 +233,7 @@ class Image:
                 list(self.layout.channels),
                 self.layout.pixel_size_um,
                 vars(self.layout.resolution),
+                self.layout.copied,
                 self.model.card.normalisation.model_dump(),
                 infer.normalise,
                 [self.plan.stride, self.plan.halo],
@@ -388,10 +401,10 @@ def manifest_path(out: Path, name: str, stage: str) -> Path:
     return out / "manifests" / f"{name}.{stage}.json"
 
 
-def array_path(out: Path, name: str, stage: str) -> Path | None:
-    """The array that a stage writes and others read."""
+def array_path(out: Path, name: str, stage: str, finest: int = 0) -> Path | None:
+    """The array that a stage writes and others read; `finest` is the first level of the image."""
     arrays = {
-        "tile": out / f"{name}.ome.zarr" / "0",
+        "tile": out / f"{name}.ome.zarr" / str(finest),
         "infer": work_folder(out, name) / "probabilities.zarr",
         "stitch": out / f"{name}.ome.zarr" / "labels" / "instances" / "0",
     }

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from segpipe import store
 from segpipe.backend import EAGER
 from segpipe.compute import Engine, gpu_index
 from segpipe.geometry import Box, Lattice, Tile
@@ -24,6 +23,7 @@ from segpipe.segmenter import Segmenter, device_type, load_segmenter
 from segpipe.settings import AUTO
 from segpipe.stages.emptiness import skipped_tiles
 from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifest_before, remove
+from segpipe.stages.reading import pixels_in
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import Range, ranges_of
 from segpipe.store import clear_shard, create_array, write_shard
@@ -164,7 +164,7 @@ def infer_region(work: Pass, name: str) -> dict[str, Any]:
         return {}
     segmenter = segmenter_of(image)
     box = read_box_of(grid, region.box)
-    block = store.read_box(image.zarr / "0", box, image.layout.channels)
+    block = pixels_in(image, box, image.layout.channels)
     probabilities = predict_region(
         block,
         box,

@@ -20,6 +20,7 @@ from segpipe.resampling import full_box
 from segpipe.slide import THE_PLANE
 from segpipe.stages.classes import certainty_in
 from segpipe.stages.image import Image, Manifest, Progress, current_manifests, manifest_before
+from segpipe.stages.reading import pixels_in, read_coarse
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of
 from segpipe.store import LABEL_GROUP, halve_nearest, read_box
@@ -131,7 +132,12 @@ def _write_preview(image: Image, before: Manifest, busiest: tuple[int, int]) -> 
 
     def view(number: int, box: Box) -> preview.View:
         """Part of a level; the box is in that level's pixels."""
-        pixels = read_box(image.zarr / str(number), box, channels)
+        if number == 0:
+            pixels = pixels_in(image, box, channels)
+        elif number < image.finest:  # the picture needs no more than the level that there is
+            pixels = read_coarse(image, number, box)[list(channels)]
+        else:
+            pixels = read_box(image.zarr / str(number), box, channels)
         labels = read_box(image.zarr / LABEL_GROUP / str(number), box)
         working = Box(*(value << number for value in (box.y0, box.x0, box.y1, box.x1)))
         if working.contains(Box(0, 0, *layout.plane)):

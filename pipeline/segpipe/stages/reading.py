@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from segpipe.geometry import Box
-from segpipe.resampling import Resolution, resample, source_box
+from segpipe.resampling import SAME, Resolution, resample, source_box
 from segpipe.slide import OpenFile, Plane, Slide, open_file
 from segpipe.stages.image import Image
+from segpipe.store import read_box
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_PIXELS = 2**25
@@ -72,6 +73,34 @@ def closing_input() -> Iterator[None]:
         reader().close()
 
 
+def pixels_in(image: Image, box: Box, channels: Sequence[int] | None = None) -> Array:
+    """(channels, h, w) of a box of working pixels: from OUT where it holds them, else from the file.
+
+    Raises
+    ------
+    InputError, SegpipeError
+        When the file, or the array, is damaged.
+    """
+    if image.layout.copied:
+        return read_box(image.zarr / "0", box, channels)
+    return read_working(reader().slide(image), image.layout.resolution, box, channels)
+
+
+def read_coarse(image: Image, level: int, box: Box) -> Array:
+    """(C, h, w) of a box of a pyramid level of the working image, from the file.
+
+    The file's own pyramid is used: its nearest finer level, or one as coarse. Where none is, all of
+    the box is read at full resolution, in strips.
+    """
+    slide = reader().slide(image)
+    wanted = image.scale * 2**level
+    levels = list(enumerate(slide.levels))
+    fine = [(number, one) for number, one in levels if one.downsample <= wanted * (1 + SAME)]
+    number, found = max(fine or levels[:1], key=lambda pair: pair[1].downsample)
+    resolution = Resolution(image.grid.levels[level], wanted, number, found.downsample)
+    return _resampled(slide, resolution, box, None)
+
+
 def read_working(
     slide: Slide, resolution: Resolution, box: Box, channels: Sequence[int] | None = None
 ) -> Array:
@@ -82,9 +111,15 @@ def read_working(
     InputError
         As `Slide.read`.
     """
-    level, ratio = resolution.level, resolution.ratio
     if not resolution.resampled:
-        return slide.read(box, channels, level)
+        return slide.read(box, channels, resolution.level)
+    return _resampled(slide, resolution, box, channels)
+
+
+def _resampled(
+    slide: Slide, resolution: Resolution, box: Box, channels: Sequence[int] | None
+) -> Array:
+    level, ratio = resolution.level, resolution.ratio
     shape = slide.levels[level].shape
     count = slide.shape[0] if channels is None else len(channels)
     result = np.empty((count, *box.shape), slide.dtype)

@@ -18,7 +18,7 @@ from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
 from segpipe.stages.emptiness import cell_payload, window_occupancy
 from segpipe.stages.image import Image, Manifest, Progress, intensity_range, remove
-from segpipe.stages.reading import read_working, reader
+from segpipe.stages.reading import pixels_in, read_coarse, read_working, reader
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_image, halve_mean, open_array, read_box, set_contrast, write_shard
 
@@ -39,18 +39,17 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """
     run = StageRun(image, "tile", engine, progress)
     lattice = Lattice(image.layout.plane, image.grid.shard)
-    arrays = [image.zarr / str(level) for level in range(len(image.grid.levels))]
+    finest = image.finest
+    arrays = [image.zarr / str(level) for level in range(finest, len(image.grid.levels))]
     run.begin([image.zarr, *arrays], lambda: _create(image))
-    copied = run.over(
-        "tile",
-        copy_region,
-        lattice,
-        array=image.zarr / "0",
-        counts=True,
-    )
+    array = image.zarr / "0" if image.layout.copied else None
+    copied = run.over("tile", copy_region, lattice, array=array, counts=True)
+    if array is None:
+        coarse = Lattice(image.grid.levels[finest], image.grid.level(finest).shard)
+        run.over(f"tile-level{finest}", copy_coarse, coarse, array=image.zarr / str(finest))
     reader().close_slide()
     statistics = _statistics(run, lattice, copied)
-    for level in range(1, len(image.grid.levels)):
+    for level in range(finest + 1, len(image.grid.levels)):
         pyramid_level(run, image.zarr, level, halve_mean)
     set_contrast(image.zarr, image.layout.channels, statistics["ranges"])
     return run.finish(
@@ -61,6 +60,8 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
             "full_shape": image.layout.full_shape,
             "scale": image.scale,
             "levels": len(image.grid.levels),
+            "copied": image.layout.copied,
+            "finest": finest,
             **statistics,
             **window_occupancy(run, lattice, copied, statistics["ranges"]),
         }
@@ -76,21 +77,30 @@ def _create(image: Image) -> None:
         np.dtype(image.layout.dtype),
         pixel_size_um=image.layout.pixel_size_um,
         scale=image.scale,
+        finest=image.finest,
         name=Path(image.name).name,
         rgb=image.layout.rgb,
     )
 
 
 def copy_region(work: Pass, name: str) -> dict[str, Any]:
-    """Read one region of the file, write its shard, count and sum up its intensities."""
+    """Read one region of the file, write its shard if it is copied, count its intensities."""
     image, region = work.image, work.lattice.named(name)
     pixels = read_working(reader().slide(image), image.layout.resolution, region.box)
     seen = pixels[list(image.layout.channels)]
-    shard = write_shard(image.zarr / "0", region.box, pixels)
+    shard = write_shard(image.zarr / "0", region.box, pixels) if image.layout.copied else None
     not_finite = int(np.count_nonzero(~np.isfinite(seen))) if seen.dtype.kind == "f" else 0
     counted = _counted(image)
     payload = _count(image, region.box, seen, percentiles.upper) if counted else {}
     work.records.add(name, shard, payload | cell_payload(image, seen), not_finite=not_finite)
+    return {}
+
+
+def copy_coarse(work: Pass, name: str) -> dict[str, Any]:
+    """Write one shard of the finest level that OUT holds of an image that is not copied."""
+    image, box = work.image, work.lattice.named(name).box
+    pixels = read_coarse(image, image.finest, box)
+    work.records.add(name, write_shard(image.zarr / str(image.finest), box, pixels))
     return {}
 
 
@@ -201,7 +211,7 @@ def _percentile_ranges(
 def count_fine(work: Pass, name: str) -> dict[str, Any]:
     """Second pass over floats: count the lower halves of the keys that matter."""
     image, region = work.image, work.lattice.named(name)
-    seen = read_box(image.zarr / "0", region.box, image.layout.channels)
+    seen = pixels_in(image, region.box, image.layout.channels)
     totals: dict[str, list[Histogram]] = {}
     for pixels in _occupied_tiles(image, region.box, seen):
         for channel, plane in enumerate(pixels):
