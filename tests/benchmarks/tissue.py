@@ -34,12 +34,12 @@ from segpipe.stages.image import decode_of
 
 def lost(before: np.ndarray, after: np.ndarray) -> int:
     """Objects of one label image that have no counterpart in the other."""
-    pairs, common = np.unique(np.stack([before.ravel(), after.ravel()]), axis=1, return_counts=True)
+    one = before.astype(np.int64) << 32 | after
+    coded, common = np.unique(one[(before > 0) & (after > 0)], return_counts=True)
     sizes = [np.bincount(labels.ravel()) for labels in (before, after)]
-    found = set()
-    for (one, other), count in zip(pairs.T, common, strict=True):
-        if one and other and 2 * count >= sizes[0][one] + sizes[1][other] - count:
-            found.add(int(one))
+    old, new = coded >> 32, coded & 0xFFFFFFFF
+    same = 2 * common >= sizes[0][old] + sizes[1][new] - common
+    found = set(old[same].tolist())
     return int(before.max()) - len(found)
 
 
