@@ -41,8 +41,9 @@ class Skipped:
 
 
 def skips_glass(settings: Settings, card: ModelCard) -> bool:
-    """Whether tiles of bare glass are left out: only a model of colours is one of brightfield."""
-    return settings.tile.tissue == "auto" and card.channels == COLOURS
+    """Whether tiles of bare glass are left out: only a model of colours is one of brightfield, and of
+    classes, glass may be one."""
+    return settings.tile.tissue == "auto" and card.channels == COLOURS and not card.classes
 
 
 def cell_payload(image: Image, seen: Array) -> dict[str, Array]:
