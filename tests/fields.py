@@ -36,7 +36,7 @@ def nuclei(path: Path, shape: tuple[int, int], seed: int = 1) -> Path:
 
 
 @cache
-def threshold_model() -> Path:
+def threshold_model(pixel_size_um: float | None = None, diameter_px: float | None = None) -> Path:
     """A U-Net of depth 1 whose weights are set by hand: foreground is what is bright, interior what
     is bright after a blur. Fast, and its objects are many, of all sizes, touching, across seams."""
     parameters = {"width": 2, "depth": 1, "padding": "same", "norm": "none"}
@@ -48,6 +48,8 @@ def threshold_model() -> Path:
         "normalisation": {"kind": "percentile", "low": 1, "high": 99.8},
         "licence": "CC0-1.0",
         "training_data": "none: its weights are set by hand",
+        "pixel_size_um": pixel_size_um,
+        "object_diameter_px": diameter_px,
     }
     card = parse_card(fields, "fields")
     network = build_network(*card.network_arguments)

@@ -12,7 +12,7 @@ import zarr
 
 import segpipe
 from fields import CORE, SIZES, labels_of, run, table_of, threshold_model
-from segpipe import memory, store
+from segpipe import memory
 from segpipe.calibration import FOREGROUND, calibrate, contrast_about
 from segpipe.errors import ModelError, SettingsError
 from segpipe.geometry import Box, Lattice
@@ -121,7 +121,7 @@ def test_a_region_of_nothing_is_neither_read_nor_written(
         read.append(box)
         return read_box(path, box, *more)
 
-    monkeypatch.setattr(store, "read_box", reading)
+    monkeypatch.setattr("segpipe.stages.reading.read_box", reading)
     assert run(image, tmp_path, f"infer.model={model}", stages=("infer",)).exit_code == 0
     probabilities = probabilities_of(tmp_path)[:]
     regions = Lattice(probabilities.shape[1:], (2 * CORE, 2 * CORE))

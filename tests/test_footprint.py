@@ -111,7 +111,7 @@ def test_what_a_worker_holds_grows_with_its_part(image):
     assert least < footprint.worker_bytes(image)
     assert least < footprint.worker_bytes(with_layout(shape=(90, 300, 280)), ())
     picture = dataclasses.replace(
-        with_layout(shape=(1, 9000, 9000)), source=image.source.with_suffix(".PNG")
+        with_layout(full_shape=(9000, 9000)), source=image.source.with_suffix(".PNG")
     )
     assert footprint.worker_bytes(picture, ()) > footprint.worker_bytes(image, ()) + 9000 * 9000
     huge = footprint.worker_bytes(with_layout(shape=(1, 10**6, 10**6)))

@@ -281,8 +281,12 @@ def test_what_changes_a_result_changes_the_digest(prepared, key, request):
     """The digest may also change where the result does not: a job then finds nothing to do."""
     image, out = prepared
     found = find_inputs([image], out)
-    model = {"infer": {"model": str(threshold_model())}}
-    if key == "infer.model":
+    model = {"infer": {"model": str(threshold_model(diameter_px=2.0))}}
+    if key == "tile.mask":
+        mask = out.parent / "mask.geojson"
+        mask.write_text('{"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9]]]}')
+        other = model | {"tile": {"mask": str(mask)}}
+    elif key == "infer.model":
         other = {"infer": {"model": str(request.getfixturevalue("other_model"))}}
     else:
         other = other_value(key)

@@ -26,7 +26,7 @@ from segpipe.settings import load_settings
 from segpipe.slide import Choice, Plane, Scene, open_file, open_slide, tiff
 from segpipe.slide.planes import MAX_IMAGES, choose_planes
 from segpipe.slide.segments import SegmentCache
-from segpipe.stages.tile import closing_input, reader
+from segpipe.stages.reading import closing_input, reader
 from test_slide import noise, one_line, smooth, whole, write_zarr
 
 Pixels = np.ndarray[Any, np.dtype[Any]]

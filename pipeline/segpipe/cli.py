@@ -101,6 +101,14 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--export", "exports", multiple=True, metavar="FORMAT,...",
             help="Files beside the table: geojson (QuPath), geoparquet, csv, anndata, tiff.",
         ),
+        click.option(
+            "--diameter", type=float, metavar="PX",
+            help="Diameter of the objects in pixels: the image is scaled to what the model knows.",
+        ),
+        click.option(
+            "--scale", type=float, metavar="FACTOR",
+            help="Make the image this many times as wide for the model; 1: leave it as it is.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -262,6 +270,8 @@ def _load(
     tta: bool,
     pixel_size: float | None,
     exports: tuple[str, ...],
+    diameter: float | None,
+    scale: float | None,
 ) -> tuple[Settings, tuple[Path, ...], Path | None]:
     """Settings, inputs and OUT: from the YAML, and over it from the options."""
     from segpipe.settings import load_project
@@ -280,6 +290,8 @@ def _load(
             "tile.channel": list(channels) or None,
             "tile.pixel_size_um": pixel_size,
             "export.formats": list(exports) or None,
+            "tile.diameter": diameter,
+            "tile.scale": scale,
         },
     )
     return project.settings, inputs or project.input or (), out or project.output

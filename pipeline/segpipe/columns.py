@@ -12,13 +12,12 @@ from numba import njit
 
 from segpipe.perimeters import perimeters
 from segpipe.properties import wide
+from segpipe.resampling import full_start, full_stop, to_full
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CHANNEL = "<channel>"
 """In names of columns of which there is one per channel."""
 ALWAYS, SHAPE, INTENSITY, NEIGHBOURS = "always", "shape", "intensity", "neighbours"
-_WHOLE = 1e-6
-"""Less of a pixel than this is an error of rounding."""
 _ELLIPSE = "of the ellipse with the object's second moments"
 _TABLE = (
     (ALWAYS, "id", "value of the object in the label image"),
@@ -168,10 +167,10 @@ def instance_columns(rows: Array, frame: Frame) -> dict[str, Array]:
         "area_um2": area * size**2,
         "equivalent_diameter_px": np.sqrt(4 * area / np.pi),
         "equivalent_diameter_um": np.sqrt(4 * area / np.pi) * size,
-        "bbox_y0_px": _full_start(rows["y0"], scale),
-        "bbox_x0_px": _full_start(rows["x0"], scale),
-        "bbox_y1_px": _full_stop(rows["y1"], scale, frame.full_shape[0]),
-        "bbox_x1_px": _full_stop(rows["x1"], scale, frame.full_shape[1]),
+        "bbox_y0_px": full_start(rows["y0"], scale),
+        "bbox_x0_px": full_start(rows["x0"], scale),
+        "bbox_y1_px": np.minimum(full_stop(rows["y1"], scale), frame.full_shape[0]),
+        "bbox_x1_px": np.minimum(full_stop(rows["x1"], scale), frame.full_shape[1]),
         "mean_probability": rows["sum_foreground"] / own_area / 255,
         "touches_border": (rows["y0"] == 0)
         | (rows["x0"] == 0)
@@ -184,20 +183,8 @@ def instance_columns(rows: Array, frame: Frame) -> dict[str, Array]:
 
 def centroids(rows: Array, frame: Frame) -> tuple[Array, Array]:
     """y and x of the objects' centres, in full-resolution pixels: (n,) float64 each."""
-    y, x = (_to_full(rows[f"sum_{axis}"] / rows["area"], frame.scale) for axis in ("y", "x"))
+    y, x = (to_full(rows[f"sum_{axis}"] / rows["area"], frame.scale) for axis in ("y", "x"))
     return y, x
-
-
-def _to_full(own: Array, scale: float) -> Array:
-    return own if scale == 1 else (own + 0.5) * scale - 0.5
-
-
-def _full_start(start: Array, scale: float) -> Array:
-    return np.floor(start * scale + _WHOLE).astype(np.int64)
-
-
-def _full_stop(stop: Array, scale: float, size: int) -> Array:
-    return np.minimum(np.ceil(stop * scale - _WHOLE).astype(np.int64), size)
 
 
 def neighbour_columns(distance_px: Array, frame: Frame) -> dict[str, Array]:

@@ -63,7 +63,9 @@ class Description:
                 "tiles": len(image.tiles),
                 "height": worked[0],
                 "width": worked[1],
-                "resampled": worked != (height, width),
+                "scale": image.scale,
+                "level": image.layout.resolution.level,
+                "resampled": image.layout.resolution.resampled,
             }
         return {
             "file": str(self.path),
@@ -147,12 +149,13 @@ class Description:
             yield "  model", f"{image.model.card.name}{why}"
             seen = [printable(image.layout.channel_names[n], 60) for n in image.layout.channels]
             yield "  sees", ", ".join(seen)
-            worked = image.layout.plane
+            worked, resolution = image.layout.plane, image.layout.resolution
+            how = "resampled from" if resolution.resampled else "which is"
             yield (
                 "  works on",
                 "the full resolution"
-                if worked == self.slide.shape[1:]
-                else f"{worked[1]:,} x {worked[0]:,} px, resampled",
+                if image.scale == 1.0
+                else f"{worked[1]:,} x {worked[0]:,} px, {how} level {resolution.level}",
             )
             yield "  tiles", f"{len(image.tiles):,}"
 

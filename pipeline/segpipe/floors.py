@@ -29,8 +29,9 @@ import numpy as np
 
 from segpipe.geometry import Box, Tile
 from segpipe.inference import cut_window, normalise, read_box_of
-from segpipe.stages.emptiness import empty_tiles
+from segpipe.stages.emptiness import skipped_tiles
 from segpipe.stages.image import Image, current_manifests
+from segpipe.stages.reading import pixels_in
 from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.tile import ranges_of
 from segpipe.store import Grid, create_array, open_array, read_box
@@ -132,11 +133,11 @@ def _forwards(image: Image, _sample: Path, _target: Path) -> _Work:
     from segpipe.stages.infer import segmenter_of
 
     manifest = current_manifests(image)["tile"]
-    empty, ranges = empty_tiles(image, manifest), ranges_of(manifest)
+    empty, ranges = skipped_tiles(image, manifest).either, ranges_of(manifest)
     segmenter = segmenter_of(image)
     tiles = [tile for tile in image.tiles.meeting(_sample_box(image)) if not empty[tile.index]]
     box = read_box_of(image.tiles, _sample_box(image))
-    pixels = read_box(image.zarr / "0", box, image.layout.channels)
+    pixels = pixels_in(image, box, image.layout.channels)
 
     def batch_of(some: list[Tile]) -> Array:
         return normalise(np.stack([cut_window(pixels, box, tile) for tile in some]), ranges)

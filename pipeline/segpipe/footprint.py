@@ -22,6 +22,7 @@ from segpipe.machine import default_workers, usable_cores, usable_memory_bytes
 from segpipe.models.modelfile import read_card
 from segpipe.settings import Settings
 from segpipe.stages.image import STAGES, Image
+from segpipe.stages.reading import MOST_PIXELS
 
 WORKER_BYTES = {OPENVINO: 410_000_000, EAGER: 430_000_000}
 """Of a worker that has run all stages, besides arrays: interpreter, libraries, compiled loops. Fitted,
@@ -78,7 +79,9 @@ def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
     copy = size * layout.shape[0] * pixels
     tiling = COPIES * copy
     if image.source.suffix.lower() in DECODED_WHOLE:
-        tiling += math.prod(layout.shape) * size
+        tiling += layout.shape[0] * math.prod(layout.full_shape) * size
+    if layout.resolution.resampled:
+        tiling += MOST_PIXELS * size * layout.shape[0]
     return int(WORKER_BYTES[plan.backend] + max(copy + inferring + stitching, tiling))
 
 
@@ -150,7 +153,8 @@ def distinct(todo: Sequence[tuple[Image, Sequence[str]]]) -> list[tuple[Image, S
         (
             image.grid.shard,
             image.label_grid.shard,
-            image.layout.shape if image.source.suffix.lower() in DECODED_WHOLE else None,
+            image.layout.full_shape if image.source.suffix.lower() in DECODED_WHOLE else None,
+            image.layout.resolution.resampled,
             (image.layout.dtype, image.layout.shape[0], len(image.layout.channels)),
             (image.tiles.window_shape, image.model.hash),
             tuple(stages),

@@ -210,12 +210,14 @@ class _Truth:
     def has_output(self, stage: str, settings: Settings) -> bool:
         """Whether what the stage has written is there."""
         manifest = self.chain.get(stage)
+        if manifest is None:
+            return False
         if stage == "measure":
-            facts = {} if manifest is None else manifest.facts
-            exports = missing_exports(self.out, self.name, settings.export, facts)
+            exports = missing_exports(self.out, self.name, settings.export, manifest.facts)
             preview = settings.measure.preview
             return not exports and has_results(self.out, self.name, preview=preview)
-        return manifest is not None and has_array(manifest, array_path(self.out, self.name, stage))
+        finest = manifest.facts.get("finest", 0)
+        return has_array(manifest, array_path(self.out, self.name, stage, finest))
 
 
 def synchronise(

@@ -18,11 +18,15 @@ from segpipe.inference import predict_region
 from segpipe.models.card import ModelCard
 from segpipe.models.modelfile import find_model
 from segpipe.properties import keeps, renumber, sum_region
+from segpipe.resampling import resample
 from segpipe.seams import merge_seams
 from segpipe.segmenter import load_segmenter
 from segpipe.semantic import likeliest
 from segpipe.settings import AUTO, Settings
+from segpipe.slide import Level
+from segpipe.stages.emptiness import skips_glass
 from segpipe.stages.image import decode_of, intensity_range
+from segpipe.stages.resolution import resolution_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,6 +36,7 @@ def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -
 
     Of a model whose outputs are classes, the class of each pixel, by its place among them from 0.
     The same labels as `predict` writes for a file that holds this array.
+    At the model's scale, where settings and card want another than the array's (`segpipe.resampling`).
 
     Parameters
     ----------
@@ -75,6 +80,7 @@ def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -
     if pixels.dtype not in (np.uint8, np.uint16, np.float32):
         raise InputError(f"an array of {pixels.dtype}; expected uint8, uint16 or float32")
     decode = decode_of(settings, segmenter.card)
+    pixels = _resampled(pixels, segmenter.card, settings)
     shape = pixels.shape[1], pixels.shape[2]
     box = Box(0, 0, *shape)
     grid = TileGrid(shape, settings.tile.core, segmenter.halo, segmenter.stride)
@@ -100,6 +106,16 @@ def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -
     rows = sum_region(labels, probabilities[outputs.index("foreground")], box)
     kept = keeps(rows, settings.stitch.max_area, settings.stitch.min_probability)
     return np.concatenate([np.zeros(1, np.uint32), renumber(kept, 0)])[labels]
+
+
+def _resampled(pixels: Array, card: ModelCard, settings: Settings) -> Array:
+    """The pixels at the working resolution."""
+    shape = pixels.shape[1], pixels.shape[2]
+    resolution = resolution_of(settings.tile, card, None, [Level(shape, 1.0)])
+    if not resolution.resampled:
+        return pixels
+    box = Box(0, 0, *resolution.shape)
+    return resample(pixels, Box(0, 0, *shape), box, resolution.ratio, shape)
 
 
 def label_instances(foreground: Array, interior: Array, decode: Decode) -> Array:
@@ -129,14 +145,19 @@ def _empty_tiles(
     settings: Settings,
 ) -> Array:
     """Tiles that hold nothing, as the stages find them: bool (rows, columns)."""
+    empty = np.zeros(grid.lattice.count, bool)
     cell, rule = occupancy.cell_size(settings.tile.core), card.empty
     if all(low == high for low, high in ranges):
-        return np.ones(grid.lattice.count, bool)
-    if cell is None or rule is None or not settings.infer.skip_empty:
-        return np.zeros(grid.lattice.count, bool)
+        return ~empty
+    if cell is None:
+        return empty
     extremes = occupancy.cell_extremes(pixels, cell)
-    found = occupancy.tile_occupancy(extremes, cell, grid, ranges)
-    return occupancy.empty_tiles(found, rule.level, rule.contrast)
+    if rule is not None and settings.infer.skip_empty:
+        found = occupancy.tile_occupancy(extremes, cell, grid, ranges)
+        empty |= occupancy.empty_tiles(found, rule.level, rule.contrast)
+    if skips_glass(settings, card):
+        empty |= occupancy.glass_tiles(occupancy.tile_density(extremes, cell, grid))
+    return empty
 
 
 def find_ranges(

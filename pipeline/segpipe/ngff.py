@@ -6,7 +6,8 @@ a tenth of all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,20 +52,35 @@ def array_metadata(
     }
 
 
+@dataclass(frozen=True)
+class Space:
+    """How the pixels of an image lie: the origin is the centre of the first full-resolution pixel, the
+    unit um, or a full-resolution pixel where its size is not known.
+
+    pixel_size_um
+        Of the full resolution.
+    scale
+        Full-resolution pixels for each pixel of the image's finest level.
+    """
+
+    pixel_size_um: float | None
+    scale: float = 1.0
+
+
 def image_metadata(
     channels: Sequence[str],
-    levels: int,
+    levels: Iterable[int],
     dtype: np.dtype[Any],
+    space: Space,
     *,
-    pixel_size_um: float | None,
     name: str,
     rgb: bool,
 ) -> dict[str, Any]:
-    """The group of an image (C, Y, X) with so many pyramid levels."""
+    """The group of an image (C, Y, X) with these levels of its pyramid."""
     return _group(
         {
             "version": NGFF,
-            "multiscales": [_multiscales(name, levels, pixel_size_um, channel_axis=True)],
+            "multiscales": [_multiscales(name, levels, space, channel_axis=True)],
             "omero": _omero(channels, dtype, rgb),
         }
     )
@@ -76,9 +92,9 @@ def label_list_metadata(names: Sequence[str]) -> dict[str, Any]:
 
 
 def label_metadata(
-    name: str, levels: int, *, pixel_size_um: float | None, classes: Sequence[str] = ()
+    name: str, levels: Iterable[int], space: Space, *, classes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The group of a label image (Y, X) with so many pyramid levels.
+    """The group of a label image (Y, X) with these levels of its pyramid.
 
     Parameters
     ----------
@@ -92,7 +108,7 @@ def label_metadata(
     return _group(
         {
             "version": NGFF,
-            "multiscales": [_multiscales(name, levels, pixel_size_um, channel_axis=False)],
+            "multiscales": [_multiscales(name, levels, space, channel_axis=False)],
             "image-label": told,
         }
     )
@@ -117,22 +133,20 @@ def _group(ome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _multiscales(
-    name: str, levels: int, pixel_size_um: float | None, *, channel_axis: bool
+    name: str, levels: Iterable[int], space: Space, *, channel_axis: bool
 ) -> dict[str, Any]:
-    space: dict[str, str] = {"type": "space"}
-    if pixel_size_um is not None:
-        space["unit"] = "micrometer"
-    size = pixel_size_um or 1.0
-    axes = [{"name": "y", **space}, {"name": "x", **space}]
+    unit = {} if space.pixel_size_um is None else {"unit": "micrometer"}
+    size = space.pixel_size_um or 1.0
+    axes: list[dict[str, str]] = [{"name": axis, "type": "space", **unit} for axis in "yx"]
     datasets = []
-    for number in range(levels):
-        # Halving by mean puts the first pixel's centre between the first two of the level above.
-        scale, shift = size * 2**number, size * (2**number - 1) / 2
-        scales, shifts = [scale, scale], [shift, shift]
+    for number in levels:
+        # Halving by mean puts the first pixel's centre between the first two of the level above;
+        # every second pixel, of labels, leaves it where it was.
+        first = space.scale * 2**number if channel_axis else space.scale
+        pitch, shift = size * space.scale * 2**number, size * (first - 1) / 2
+        scales, shifts = [pitch, pitch], [shift, shift]
         if channel_axis:
             scales, shifts = [1.0, *scales], [0.0, *shifts]
-        else:
-            shifts = [0.0, 0.0]  # every second pixel: the centre stays where it was
         transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scales}]
         transforms.append({"type": "translation", "translation": shifts})
         datasets.append({"path": str(number), "coordinateTransformations": transforms})

@@ -16,6 +16,18 @@ in its card. It cannot be derived: bounds of the activations are lost within a f
 shipped model, pixels anywhere in [0, 1e-6] give logits in -3e3..1e3), and the true bound is of no
 use (there are patterns in [0, .03], found by gradient ascent, that it takes for nuclei).
 
+Brightfield is the other way round: the ground is bright, and what absorbs light is the object. There
+a third number describes a window, in optical density (log10 of a ratio of intensities, so no range is
+needed):
+
+    density    log10 of (largest / smallest mean of 4 x 4 pixels), of the colour where it is largest
+
+A window of glass has what noise, JPEG and uneven light leave, some 0.02; a nucleus in haematoxylin has
+0.3 or more in red, and its edge shows in some square of 4 x 4 pixels however small it is, since squares
+are compared and not the mean of a thumbnail. Nothing is compared between windows, so a slide that is
+all tissue, or unevenly lit, or of two scans, has no threshold to go wrong, as Otsu's would (which is
+what CLAM, HistoQC and others take, on a thumbnail). A window that is even but dark is not glass.
+
 The stage `tile` keeps the extremes of the means for cells of 128 pixels. A window is given those of
 all cells that it meets, so its level and contrast may come out too high, never too low. Cells and
 windows lie on the lattice, so the regions do not show.
@@ -38,6 +50,10 @@ SCALES = (1, 2, 4, 8)
 """Sides k of the squares whose means are compared; each doubles the one before."""
 CELL = 128
 _BLOCK = SCALES[-1]
+GLASS = 0.06
+"""Optical density within which a window is all glass: 13 % of the light."""
+GLASS_LIGHT = 0.6
+"""Of the brightest square of the image in each colour: glass is nowhere darker."""
 
 
 def cell_size(core: int) -> int | None:
@@ -145,6 +161,39 @@ def tile_occupancy(
             result[0][tile.index] = np.abs((np.stack([low[0], high[0]]) - lows) / widths).max()
             result[1][tile.index] = (weights * (high - low) / widths).max()
     return result
+
+
+def tile_density(extremes: Array, cell: int, grid: TileGrid) -> NDArray[np.float32]:
+    """Optical density of each tile's window, as above: (rows, columns) float32.
+
+    Infinite where it is darker than glass; NaN where pixels are not finite.
+
+    Parameters
+    ----------
+    extremes, cell, grid
+        As for `tile_occupancy`; intensities on a bright ground, where 0 is dark.
+    """
+    scale = SCALES.index(4)
+    with np.errstate(invalid="ignore"):
+        light = np.nanmax(extremes[1, -1], axis=(1, 2), initial=0.0)  # per channel
+    result = np.empty(grid.lattice.count, np.float32)
+    for tile in grid:
+        y, x = _cells(tile.read, cell)
+        low = extremes[0, scale][:, y, x].min((-2, -1)).astype(np.float64)
+        high = extremes[1, scale][:, y, x].max((-2, -1)).astype(np.float64)
+        if not np.isfinite([low, high]).all():
+            result[tile.index] = np.nan
+        elif (low <= 0).any() or (low < GLASS_LIGHT * light).any():
+            result[tile.index] = np.inf
+        else:
+            result[tile.index] = np.log10(high / low).max()
+    return result
+
+
+def glass_tiles(density: Array) -> NDArray[np.bool_]:
+    """The tiles whose windows are nothing but bright, even ground: (rows, columns); not what is NaN."""
+    found: NDArray[np.bool_] = density <= GLASS
+    return found
 
 
 def _cells(box: Box, cell: int) -> tuple[slice, slice]:

@@ -21,9 +21,11 @@ from segpipe.footprint import (
 from segpipe.inputs import find_inputs
 from segpipe.machine import usable_memory_bytes
 from segpipe.prepare import Prepared, prepare
+from segpipe.resampling import Resolution
 from segpipe.run import stages_to_run
 from segpipe.sample import Sample, region_count, take_sample, window_operations
 from segpipe.settings import Settings
+from segpipe.stages.foresight import foreseen_skips
 from segpipe.stages.image import STAGES, Image, Model, NumericPlan
 
 KEPT = ("images.json", "plan.json", "models.json")
@@ -34,6 +36,12 @@ KEPT = ("images.json", "plan.json", "models.json")
 class ImagePlan:
     """One image of a job.
 
+    shape
+        (C, Y, X) at the working resolution.
+    full_shape
+        (Y, X) of the full resolution.
+    copied
+        Whether OUT gets the image; else it is read where it is.
     useful_share
         Of the pixels that go through the network, those that are kept.
     operations
@@ -42,6 +50,9 @@ class ImagePlan:
         While it runs, were nothing compressed.
     worker_bytes
         Memory of a worker on the CPU.
+    skipped
+        Share of the tiles that will be left out as bare glass or outside the mask, as far as a coarse
+        level of the file tells; None: not known before the run.
     stages
         Those that are to be done.
     """
@@ -49,6 +60,9 @@ class ImagePlan:
     name: str
     source: Path
     shape: tuple[int, int, int]
+    resolution: Resolution
+    full_shape: tuple[int, int]
+    copied: bool
     dtype: str
     model: Model
     numeric: NumericPlan
@@ -61,6 +75,7 @@ class ImagePlan:
     worker_bytes: int
     disk_bytes: int
     files: int
+    skipped: float | None
     stages: tuple[str, ...]
 
     @property
@@ -133,6 +148,7 @@ def _image_json(image: ImagePlan) -> dict[str, Any]:
         "source": str(image.source),
         "model": {"name": model.card.name} | about,
         "numeric": vars(image.numeric),
+        "resolution": vars(image.resolution),
     }
 
 
@@ -219,6 +235,9 @@ def _plan_image(
         name=image.name,
         source=image.source,
         shape=image.layout.shape,
+        resolution=image.layout.resolution,
+        full_shape=image.layout.full_shape,
+        copied=image.layout.copied,
         dtype=image.layout.dtype,
         model=image.model,
         numeric=image.plan,
@@ -231,5 +250,6 @@ def _plan_image(
         worker_bytes=worker_bytes(image),
         disk_bytes=prepared.disk_bytes(image),
         files=prepared.file_count(image, workers),
+        skipped=foreseen_skips(image) if stages else None,
         stages=stages,
     )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from segpipe.plan import ImagePlan, JobPlan
 from segpipe.report import bytes_text
@@ -34,6 +38,8 @@ def plan_text(plan: JobPlan) -> Iterator[str]:
     if len(plan.images) > SHOWN:
         yield f"... and {counted(len(plan.images) - SHOWN, 'image')} more (all of them by --json FILE)"
     yield ""
+    yield from _scales(plan.images)
+    yield from _copies(plan.images)
     yield from _job(plan)
 
 
@@ -57,6 +63,30 @@ def _models(images: Sequence[ImagePlan]) -> Iterator[str]:
         yield (
             f"numeric plan  {numeric.backend}{layout}, {numeric.precision}, batch {numeric.batch}, "
             f"{counted(numeric.threads, 'thread')} per process{views}, {skips}"
+        )
+
+
+def _scales(images: Sequence[ImagePlan]) -> Iterator[str]:
+    """Of images that are not worked on at full resolution: how large, and what is read for it."""
+    found = [image.resolution for image in images if image.resolution.scale != 1.0]
+    counts = Counter((one.scale, one.level, one.resampled) for one in found)
+    for (scale, level, resampled), count in counts.most_common(SHOWN):
+        wide = f"{1 / scale:.4g} times wider" if scale < 1 else f"{scale:.4g} times narrower"
+        how = "resampled" if resampled else "taken as it is"
+        yield (
+            f"scale         {counted(count, 'image')} worked on {wide} than the file; level {level} "
+            f"of the file is {how}; results are in the file's own pixels"
+        )
+
+
+def _copies(images: Sequence[ImagePlan]) -> Iterator[str]:
+    """Of images that OUT will not hold at full resolution."""
+    found = [image for image in images if not image.copied]
+    if found:
+        size = sum(math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in found)
+        yield (
+            f"copy          {counted(len(found), 'image')} read where they are: OUT gets coarse levels "
+            f"of them; tile.copy=always would add up to {bytes_text(size)}"
         )
 
 
@@ -84,6 +114,14 @@ def _job(plan: JobPlan) -> Iterator[str]:
         f"to do         {counted(len(todo), 'image')}, {pixels / 1e6:,.1f} Mpx, "
         f"{counted(tiles, 'tile')}, {teraflop:,.3g} Tflop at most: tiles that hold nothing are skipped"
     )
+    known = [image for image in todo if image.skipped is not None]
+    if known:
+        spared = sum((image.skipped or 0) * image.tiles for image in known)
+        share = 100 * spared / sum(image.tiles for image in known)
+        yield (
+            f"left out      about {share:.0f} % of the tiles of {counted(len(known), 'image')}: "
+            "bare glass, or outside the mask"
+        )
     who = plan.processes
     if who.kind == "serial":
         processes = f"this process alone, {bytes_text(plan.memory_bytes)}"

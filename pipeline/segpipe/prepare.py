@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from segpipe.geometry import Lattice, TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
+from segpipe.resampling import Resolution
 from segpipe.settings import AUTO, Settings
 from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file, select_channels
+from segpipe.slide.source import printable
+from segpipe.stages.emptiness import skips_glass
 from segpipe.stages.exported import check_formats
 from segpipe.stages.image import (
     STAGES,
@@ -30,10 +34,14 @@ from segpipe.stages.image import (
     decode_of,
     settings_digest,
 )
+from segpipe.stages.mask import find_mask
+from segpipe.stages.resolution import resolution_of
 
 log = logging.getLogger(__name__)
 NAMED = 3
 """Images of which a line tells the names."""
+LARGE_COPY_BYTES, MANY_TIMES = 4_000_000_000, 5
+"""An image is read where it is when its pixels are more bytes than this, and so many times the file."""
 REGION_ON_CPU, REGION_ON_GPU = 2048, 4096
 """Pixels a side of a region, where the settings do not say it."""
 
@@ -54,7 +62,7 @@ class Prepared:
         height, width = image.layout.plane
         size = {"uint8": 1, "uint16": 2}.get(image.layout.dtype, 4)
         per_pixel = (
-            size * image.layout.shape[0] * 4 / 3  # the image and its pyramid
+            size * image.layout.shape[0] * 4 / 3 / 4**image.finest  # the image and its pyramid
             + len(image.model.card.outputs)  # probabilities
             + 1  # runs of seeds, in records
             + 4 * 4 / 3  # labels and their pyramid
@@ -65,8 +73,8 @@ class Prepared:
         """Files while it runs: shards, metadata, and the records of so many processes."""
         files = 14  # groups, manifests, tables of seeds, lock, table and picture
         files += len(image.settings.export.formats)
-        for grid in (image.grid, image.label_grid):
-            levels = [grid.level(number) for number in range(len(grid.levels))]
+        for grid, finest in ((image.grid, image.finest), (image.label_grid, 0)):
+            levels = [grid.level(number) for number in range(finest, len(grid.levels))]
             files += sum(1 + len(Lattice(level.shape, level.shard)) for level in levels)
         files += 1 + len(Lattice(image.layout.plane, image.grid.shard))  # probabilities
         return files + 4 * (1 + writers) + 3 * writers  # records of stages, and arrays in them
@@ -117,7 +125,10 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
                 named = error if one.plane == THE_PLANE else InputError(f"{one.name}: {error}")
                 failed.append((one, named))
                 continue
-            images.append(plans.image(one, out, model, layout, choice))
+            try:
+                images.append(plans.image(one, out, model, layout, choice))
+            except InputError as error:
+                failed.append((one, error))
     plans.write()
     _tell_choices(images)
     return Prepared(images, failed)
@@ -262,16 +273,39 @@ def _layout(
 ) -> Layout:
     wanted = choice.channels if choice and choice.channels else settings.tile.channel
     channels = select_channels(slide, wanted, len(model.card.channels))
+    try:
+        resolution = resolution_of(settings.tile, model.card, slide.pixel_size_um, slide.levels)
+    except InputError as error:
+        raise InputError(f"{printable(slide.path.name)}: {error}") from None
     return Layout(
-        slide.shape,
+        (slide.shape[0], *resolution.shape),
+        (slide.shape[1], slide.shape[2]),
+        resolution,
         slide.dtype.name,
         tuple(channels),
         tuple(slide.channel_names),
         slide.rgb,
         settings.tile.pixel_size_um or slide.pixel_size_um,
         fingerprint,
+        copied=_is_copied(slide, settings, resolution),
         warnings=slide.warnings,
     )
+
+
+def _is_copied(slide: Slide, settings: Settings, resolution: Resolution) -> bool:
+    """Whether OUT is to hold the image at the working resolution.
+
+    By `auto`, it is not where a copy would be large and many times the file, and reading the file is
+    as good: a level of a pyramid as it is, on this machine's own file system.
+    """
+    if settings.tile.copy != "auto":
+        return settings.tile.copy == "always"
+    if resolution.resampled or len(slide.levels) < 2 or not slide.path.is_file():
+        return True
+    pixels = math.prod(resolution.shape)
+    size = slide.shape[0] * pixels * slide.dtype.itemsize
+    stored = slide.path.stat().st_size
+    return size < LARGE_COPY_BYTES or size < MANY_TIMES * stored
 
 
 class _Plans:
@@ -318,6 +352,7 @@ class _Plans:
             threads=infer.threads,
             backend=self.open["backend"] if infer.backend == AUTO else infer.backend,
             skip_empty=infer.skip_empty and model.card.empty is not None,
+            skip_glass=skips_glass(self.settings, model.card),
             tta=infer.tta,
         )
         self.check(model)
@@ -334,4 +369,5 @@ class _Plans:
             layout,
             self.digests,
             choice.why if choice else None,
+            None if tile.mask is None else find_mask(tile.mask, one.name),
         )

@@ -36,7 +36,7 @@ from segpipe.stages.image import (
     has_results,
     is_whole,
 )
-from segpipe.stages.tile import closing_input
+from segpipe.stages.reading import closing_input
 from segpipe.stopping import Stop, stop_on_signals
 from segpipe.verifying import remove_damaged
 

@@ -28,6 +28,7 @@ from segpipe.results import counted
 from segpipe.settings import Settings
 from segpipe.slide import open_slide
 from segpipe.stages.image import Image
+from segpipe.stages.reading import read_working
 from segpipe.store import Grid, create_image, write_shard
 from segpipe.usage import Usage, watch, why_it_ended
 
@@ -219,13 +220,15 @@ def _cut(image: Image, box: Box, path: Path) -> float:
         dtype,
         pixel_size_um=layout.pixel_size_um,
         name=path.name,
-        rgb=False,
+        rgb=layout.rgb,
+        scale=image.scale,
     )
     seconds = 0.0
     with open_slide(image.source, image.plane) as slide:
         for region in Lattice(box.shape, grid.shard):
             started = time.perf_counter()
-            pixels = slide.read(region.box.shift(box.y0, box.x0))
+            place = region.box.shift(box.y0, box.x0)
+            pixels = read_working(slide, layout.resolution, place)
             seconds += time.perf_counter() - started
             write_shard(path / "0", region.box, pixels)
     whole = image.source.suffix.lower() in DECODED_WHOLE
@@ -236,7 +239,13 @@ def _settings_of_parts(image: Image, settings: Settings, processes: Processes) -
     """The job's settings for parts that are files of one plane."""
     tree = settings.model_dump(mode="json")
     tree["tile"] |= dict.fromkeys(("z", "t", "scene", "pages"))
-    tree["tile"]["region"] = image.region
+    tree["tile"] |= {
+        "region": image.region,
+        "scale": 1.0,
+        "diameter": None,
+        "mask": None,
+        "copy": "always" if image.layout.copied else "never",
+    }  # they are at scale
     tree["infer"] |= {"batch": image.plan.batch, "backend": image.plan.backend}
     tree["engine"] |= {"kind": processes.kind, "workers": processes.workers}
     return tree

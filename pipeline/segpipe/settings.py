@@ -7,6 +7,7 @@ what people and editors read.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -52,6 +53,10 @@ def _as_paths(value: Any) -> Any:
     ]
 
 
+def _as_word(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads a bare `off` as false
+
+
 def _as_path(value: Any) -> Any:
     return value if value is None or isinstance(value, list | tuple) else _as_paths(value)[0]
 
@@ -88,6 +93,10 @@ _PATHS = BeforeValidator(_as_paths, json_schema_input_type=Path | list[Path])
 _PATH = BeforeValidator(_as_path, json_schema_input_type=Path)
 
 
+# pydantic's own `copy` is deprecated, and nothing here calls it
+warnings.filterwarnings("ignore", 'Field name "copy" in "TileSettings" shadows')
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -110,6 +119,33 @@ class TileSettings(_Section):
         gt=0,
         lt=1e6,
         description="size of a pixel in um where the file does not say or is wrong",
+    )
+    scale: float | None = Field(
+        None,
+        gt=0,
+        description="the image is made this many times as wide for the model; null: by diameter, "
+        "else by the pixel sizes of image and model, else 1; changes within 5 % are not made",
+    )
+    diameter: float | None = Field(
+        None,
+        gt=0,
+        description="typical diameter of the objects in pixels of the image: it is scaled so that "
+        "they are as large as those that the model was trained on",
+    )
+    copy: Literal["auto", "always", "never"] = Field(  # type: ignore[assignment]
+        "auto",
+        description="whether OUT gets the image at full resolution; auto: unless it is a compressed "
+        "slide whose copy would be large, which is then read where it is",
+    )
+    tissue: Annotated[Literal["auto", "off"], BeforeValidator(_as_word)] = Field(
+        "auto",
+        description="auto: with a model of red, green and blue, tiles of bare glass are left out; off: "
+        "none is",
+    )
+    mask: Annotated[Path, _PATH] | None = Field(
+        None,
+        description="GeoJSON with polygons in pixels of the image, or an image that is stretched over "
+        "it: objects are looked for inside, or where it is not 0; a folder holds one per image, by name",
     )
     z: Annotated[Literal["each", "max"] | tuple[int, ...] | None, _Z] = Field(
         None,
@@ -241,6 +277,8 @@ class Settings(_Section):
             low, high = self.infer.normalise
             if not -1e30 < low < high < 1e30:
                 raise ValueError(f"infer.normalise [{low}, {high}] must be finite and rise")
+        if tile.scale is not None and tile.diameter is not None:
+            raise ValueError("tile.scale and tile.diameter both say the scale: give one of them")
         if tile.core % tile.chunk:
             raise ValueError(f"tile.core {tile.core} is not a multiple of tile.chunk {tile.chunk}")
         if tile.region is not None and tile.region % tile.core:

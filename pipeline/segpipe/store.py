@@ -23,6 +23,7 @@ from zarr.storage import LocalStore, StorePath
 from segpipe.errors import SegpipeError
 from segpipe.geometry import Box, ceil_to
 from segpipe.ngff import (
+    Space,
     array_metadata,
     image_metadata,
     label_list_metadata,
@@ -312,32 +313,51 @@ def create_image(
     pixel_size_um: float | None,
     name: str,
     rgb: bool,
+    scale: float = 1.0,
+    finest: int = 0,
 ) -> None:
-    """Write all metadata of an OME-Zarr 0.5 image (C, Y, X) with its pyramid, no pixels."""
-    levels = len(grid.levels)
-    group = image_metadata(channels, levels, dtype, pixel_size_um=pixel_size_um, name=name, rgb=rgb)
-    _write_metadata(path, group)
-    for number in range(levels):
+    """Write all metadata of an OME-Zarr 0.5 image (C, Y, X) with its pyramid, no pixels.
+
+    Parameters
+    ----------
+    pixel_size_um
+        Of the full resolution.
+    scale
+        Full-resolution pixels for each pixel of the image.
+    finest
+        The first level of the pyramid that there is to be; levels keep their numbers.
+    """
+    levels = range(finest, len(grid.levels))
+    space = Space(pixel_size_um, scale)
+    _write_metadata(path, image_metadata(channels, levels, dtype, space, name=name, rgb=rgb))
+    for number in levels:
         create_array(
             path / str(number), (len(channels),), grid.level(number), dtype, ("c", "y", "x")
         )
 
 
 def create_labels(
-    path: Path, grid: Grid, *, pixel_size_um: float | None, classes: Sequence[str] = ()
+    path: Path,
+    grid: Grid,
+    *,
+    pixel_size_um: float | None,
+    scale: float = 1.0,
+    classes: Sequence[str] = (),
 ) -> None:
     """Write all metadata of `labels/instances` (Y, X) uint32 in an OME-Zarr 0.5 image, no pixels.
 
     Parameters
     ----------
+    pixel_size_um, scale
+        As for `create_image`.
     classes
         What the numbers stand for, from 0, where they are no instances.
     """
-    labels, levels = path / LABEL_GROUP, len(grid.levels)
+    labels, levels = path / LABEL_GROUP, range(len(grid.levels))
     _write_metadata(labels.parent, label_list_metadata([labels.name]))
-    told = label_metadata(labels.name, levels, pixel_size_um=pixel_size_um, classes=classes)
-    _write_metadata(labels, told)
-    for number in range(levels):
+    space = Space(pixel_size_um, scale)
+    _write_metadata(labels, label_metadata(labels.name, levels, space, classes=classes))
+    for number in levels:
         create_array(labels / str(number), (), grid.level(number), np.dtype(np.uint32), ("y", "x"))
 
 

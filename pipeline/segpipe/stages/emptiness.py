@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from segpipe import occupancy
 from segpipe.geometry import Box, Lattice
+from segpipe.models.card import ModelCard
 from segpipe.records import Record
+from segpipe.settings import Settings
 from segpipe.stages.image import Image, Manifest
 from segpipe.stages.stage_run import StageRun
 
 Array = np.ndarray[Any, np.dtype[Any]]
+COLOURS = ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Tiles that the network need not see: each bool (rows, columns) of the tiles, none in two.
+
+    empty
+        Within what the model's card says that it sees nothing in, or of a constant image.
+    glass
+        Bright, even ground of brightfield.
+    """
+
+    empty: Array
+    glass: Array
+
+    @property
+    def either(self) -> Array:
+        """All of them."""
+        found: Array = self.empty | self.glass
+        return found
+
+
+def skips_glass(settings: Settings, card: ModelCard) -> bool:
+    """Whether tiles of bare glass are left out: only a model of colours is one of brightfield, and of
+    classes, glass may be one."""
+    return settings.tile.tissue == "auto" and card.channels == COLOURS and not card.classes
 
 
 def cell_payload(image: Image, seen: Array) -> dict[str, Array]:
@@ -27,12 +57,13 @@ def window_occupancy(
     lattice: Lattice,
     copied: Mapping[str, Record],
     ranges: Sequence[tuple[float, float]],
-) -> dict[str, Any] | None:
-    """Level and contrast of each tile's window, for the manifest; None where no cells fit."""
+) -> dict[str, Any]:
+    """For the manifest: `occupancy`, level and contrast of each tile's window, and `density` with a
+    model of colours; None where no cells fit."""
     image = run.image
     cell = occupancy.cell_size(image.plan.core)
     if cell is None:
-        return None
+        return {"occupancy": None, "density": None}
     records = run.records("tile")
     rows, columns = lattice.count
     extremes = np.block(
@@ -46,7 +77,11 @@ def window_occupancy(
             for row in range(rows)
         ]
     )
-    return occupancy.to_text(occupancy.tile_occupancy(extremes, cell, image.tiles, ranges))
+    found = occupancy.tile_occupancy(extremes, cell, image.tiles, ranges)
+    density = None
+    if image.model.card.channels == COLOURS:
+        density = occupancy.to_text(occupancy.tile_density(extremes, cell, image.tiles))
+    return {"occupancy": occupancy.to_text(found), "density": density}
 
 
 def _unknown(box: Box, cell: int, channels: int) -> Array:
@@ -55,15 +90,21 @@ def _unknown(box: Box, cell: int, channels: int) -> Array:
     return np.full((2, len(occupancy.SCALES), channels, *cells), np.nan, np.float32)
 
 
-def empty_tiles(image: Image, tiled: Manifest) -> Array:
-    """Tiles that the network need not see: bool (rows, columns) of `image.tiles`.
+def skipped_tiles(image: Image, tiled: Manifest) -> Skipped:
+    """Tiles that the network need not see, and why.
 
     All of a constant image; else those whose windows stay within the level and contrast of the
-    model's card, unless the settings want none skipped or the card has no such rule.
+    model's card, and those of bare glass, unless the settings want none skipped.
     """
+    none = np.zeros(image.tiles.lattice.count, bool)
     if all(low == high for low, high in tiled.facts["ranges"]):
-        return np.ones(image.tiles.lattice.count, bool)
+        return Skipped(~none, none)
+    empty, glass = none, none
     rule, found = image.model.card.empty, tiled.facts["occupancy"]
-    if not image.plan.skip_empty or rule is None or found is None:
-        return np.zeros(image.tiles.lattice.count, bool)
-    return occupancy.empty_tiles(occupancy.from_text(found), rule.level, rule.contrast)
+    if image.plan.skip_empty and rule is not None and found is not None:
+        numbers = occupancy.from_text(found)
+        empty = occupancy.empty_tiles(numbers, rule.level, rule.contrast)
+    density = tiled.facts["density"]
+    if image.plan.skip_glass and density is not None:
+        glass = occupancy.glass_tiles(occupancy.from_text(density)) & ~empty
+    return Skipped(empty, glass)

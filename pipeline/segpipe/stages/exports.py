@@ -99,7 +99,7 @@ class Results:
             Lattice((array.shape[0], array.shape[1]), (shard[0], shard[1])),
             tuple(stitched.facts["first_ids"]),
             metadata,
-            float(metadata.get("scale", 1.0)),
+            float(metadata.get("label_scale", 1.0)),
             float(size) if size else None,
         )
 

@@ -21,18 +21,22 @@ from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard
 from segpipe.records import fingerprint, json_text
+from segpipe.resampling import Resolution
 from segpipe.settings import Settings, StitchSettings, overrides
 from segpipe.slide import Plane
 from segpipe.stages.exported import remove_exports
+from segpipe.stages.mask import Mask, mask_fingerprint
 from segpipe.store import LABEL_GROUP, Grid, disk_usage
 
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 3, "infer": 4, "stitch": 2, "measure": 3}
+VERSION = {"tile": 4, "infer": 5, "stitch": 2, "measure": 4}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
+LARGEST_COARSE = 4096
+"""Pixels of the longer side of the finest level of an image that is not copied."""
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "tile": (),
     "infer": ("tile",),
@@ -44,7 +48,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 
 WORK = ".segpipe/{name}.work"
 ARRAYS: Mapping[str, str] = {
-    "tile": "{name}.ome.zarr/0",
+    "tile": "{name}.ome.zarr/{finest}",
     "infer": f"{WORK}/probabilities.zarr",
     "stitch": f"{{name}}.ome.zarr/{LABEL_GROUP}/0",
 }
@@ -75,6 +79,8 @@ class NumericPlan:
     backend: str
     skip_empty: bool = False
     """Whether tiles in which the model's card says that it sees nothing become zeros unseen."""
+    skip_glass: bool = False
+    """Whether tiles of bare, bright ground become zeros unseen."""
     tta: bool = False
     """Whether probabilities are the mean over eight views of each window."""
 
@@ -99,9 +105,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Layout:
-    """What opening the file told, and the sizes that follow from it."""
+    """What opening the file told, and the sizes that follow from it.
+
+    shape
+        (C, Y, X) at the working resolution: what all stages work on.
+    full_shape
+        (Y, X) of the full resolution.
+    pixel_size_um
+        Of the full resolution.
+    """
 
     shape: tuple[int, int, int]
+    full_shape: tuple[int, int]
+    resolution: Resolution
     dtype: str
     channels: tuple[int, ...]
     """Those that the model sees."""
@@ -109,12 +125,14 @@ class Layout:
     rgb: bool
     pixel_size_um: float | None
     source_fingerprint: str
+    copied: bool = True
+    """Whether OUT holds the image at the working resolution; else only coarse levels of it."""
     warnings: tuple[str, ...] = ()
     """What was wrong with the file and did no harm."""
 
     @property
     def plane(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width at the working resolution."""
         return self.shape[1], self.shape[2]
 
 
@@ -135,6 +153,13 @@ class Image:
     """`settings_digest` of each stage, for its manifest."""
     chosen: str | None = None
     """Why the model was chosen, where that was left to segpipe."""
+    mask: Mask | None = None
+    """Where objects are looked for; None: everywhere."""
+
+    @property
+    def scale(self) -> float:
+        """Full-resolution pixels a working pixel: full = (working + 1/2) scale - 1/2."""
+        return self.layout.resolution.scale
 
     @cached_property
     def zarr(self) -> Path:
@@ -173,7 +198,15 @@ class Image:
 
     def array(self, stage: str) -> Path | None:
         """The array that a stage writes and others read."""
-        return array_path(self.out, self.name, stage)
+        return array_path(self.out, self.name, stage, self.finest)
+
+    @cached_property
+    def finest(self) -> int:
+        """The finest level of the pyramid that OUT holds of the image; 0 where it is copied."""
+        sizes = [max(shape) for shape in self.grid.levels]
+        last = len(sizes) - 1
+        small = [level for level in range(1, last) if sizes[level] <= LARGEST_COARSE]
+        return 0 if self.layout.copied else min(small, default=last)
 
     @cached_property
     def tiles(self) -> TileGrid:
@@ -219,12 +252,14 @@ class Image:
                 [tile.chunk, tile.core, self.region],
                 list(self.layout.channels),
                 self.layout.pixel_size_um,
+                vars(self.layout.resolution),
+                self.layout.copied,
                 self.model.card.normalisation.model_dump(),
                 infer.normalise,
                 [self.plan.stride, self.plan.halo],
                 *self.plane.stated().items(),
             ],
-            "infer": [self.model.hash, vars(self.plan)],
+            "infer": [self.model.hash, vars(self.plan), self.mask and self.mask.fingerprint],
             "stitch": [
                 vars(self.decode),
                 [stitch.max_hole, stitch.max_area, stitch.min_probability],
@@ -307,7 +342,9 @@ def settings_of(stage: str, settings: Settings, models: Sequence[str]) -> dict[s
     """
     of_image = {"normalise": settings.infer.normalise, "models": list(models)}
     chosen: Mapping[str, Any] = {
-        "tile": settings.tile.model_dump(mode="json") | of_image,
+        "tile": settings.tile.model_dump(mode="json")
+        | of_image
+        | {"mask": mask_fingerprint(settings.tile.mask)},
         "infer": settings.infer.model_dump(mode="json", exclude={"model", "device"}),
         "stitch": settings.stitch.model_dump(mode="json"),
         "measure": settings.measure.model_dump(mode="json")
@@ -384,7 +421,10 @@ def intensity_range(low: float, high: float, top: float) -> tuple[float, float]:
 def image_facts(image: Image) -> dict[str, Any]:
     """What run.json and the report tell of an image that could be opened."""
     return {
-        "shape": list(image.layout.shape),
+        "shape": [image.layout.shape[0], *image.layout.full_shape],
+        "working_shape": list(image.layout.shape),
+        "scale": image.scale,
+        "copied": image.layout.copied,
         "dtype": image.layout.dtype,
         "channels": [image.layout.channel_names[number] for number in image.layout.channels],
         "pixel_size_um": image.layout.pixel_size_um,
@@ -408,10 +448,10 @@ def thumbnail_path(out: Path, name: str) -> Path:
     return out / "manifests" / f"{name}.jpg"
 
 
-def array_path(out: Path, name: str, stage: str) -> Path | None:
-    """The array that a stage writes and others read."""
+def array_path(out: Path, name: str, stage: str, finest: int = 0) -> Path | None:
+    """The array that a stage writes and others read; `finest` is the first level of the image."""
     inside = ARRAYS.get(stage)
-    return None if inside is None else out / inside.format(name=name)
+    return None if inside is None else out / inside.format(name=name, finest=finest)
 
 
 def work_folder(out: Path, name: str) -> Path:

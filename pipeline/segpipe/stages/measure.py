@@ -36,6 +36,7 @@ from segpipe.neighbours import nearest_distances
 from segpipe.perimeters import MARGIN
 from segpipe.properties import Features, ObjectSums, measure_region, plane_sums
 from segpipe.records import Record
+from segpipe.resampling import full_box
 from segpipe.sizes import SizeHistogram
 from segpipe.slide import THE_PLANE
 from segpipe.slide.source import printable
@@ -50,6 +51,7 @@ from segpipe.stages.image import (
     image_facts,
     manifests_before,
 )
+from segpipe.stages.reading import pixels_in, read_coarse
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of
 from segpipe.store import LABEL_GROUP, halve_nearest, read_box
@@ -199,7 +201,7 @@ def sum_one(work: Pass, name: str) -> Record:
 def _planes(image: Image, box: Box) -> Iterator[Array]:
     """The channels of the image in a box, one after the other."""
     for channel in range(image.layout.shape[0]):
-        yield read_box(image.zarr / "0", box, [channel])[0]
+        yield pixels_in(image, box, [channel])[0]
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def _write_table(
     units: Sequence[float],
     told: Told,
 ) -> tuple[int, int]:
-    """Write the table band by band; the pixel (y, x) around which there are most objects.
+    """Write the table band by band; the working pixel (y, x) around which there are most objects.
 
     Adds the objects to `told`.
     """
@@ -234,8 +236,9 @@ def _write_table(
     channels = different_names([printable(name) for name in layout.channel_names])
     frame = Frame(
         shape=layout.plane,
-        full_shape=layout.plane,
+        full_shape=layout.full_shape,
         pixel_size_um=layout.pixel_size_um,
+        scale=image.scale,
         channels=channels[: len(units)],
         units=units,
     )
@@ -294,8 +297,10 @@ def _metadata(image: Image) -> dict[str, str]:
         "model_hash": image.model.hash,
         **_told_classes(image),
         "pixel_size_um": "" if size is None else repr(size),
+        "label_scale": repr(image.scale),
         "coordinates": "pixels of the full-resolution image, pixel centres at integers; um is px "
-        "times the pixel size; boxes are half-open",
+        "times the pixel size; boxes are half-open; a pixel w of the labels lies at "
+        "(w + 1/2) label_scale - 1/2",
     }
 
 
@@ -322,10 +327,20 @@ def _write_preview(
 
     def view(number: int, box: Box) -> preview.View:
         """Part of a level; the box is in that level's pixels."""
-        pixels = read_box(image.zarr / str(number), box, channels)
+        if number == 0:
+            pixels = pixels_in(image, box, channels)
+        elif number < image.finest:  # the picture needs no more than the level that there is
+            pixels = read_coarse(image, number, box)[list(channels)]
+        else:
+            pixels = read_box(image.zarr / str(number), box, channels)
         labels = read_box(image.zarr / LABEL_GROUP / str(number), box)
-        full = Box(*(value << number for value in (box.y0, box.x0, box.y1, box.x1)))
-        shown = full.intersect(Box(0, 0, *layout.plane))
+        working = Box(*(value << number for value in (box.y0, box.x0, box.y1, box.x1)))
+        if working.contains(Box(0, 0, *layout.plane)):
+            shown = Box(
+                0, 0, *layout.full_shape
+            )  # of a pyramid's level the last rows may be lacking
+        else:
+            shown = full_box(working, image.scale, layout.full_shape)
         return preview.View(contrast(pixels, ranges, layout.rgb), labels, shown)
 
     corner = (

@@ -69,6 +69,11 @@ class StageRun:
         """Hash of all that decides what this stage writes, failures before it included."""
         return stage_fingerprint(self.image, self.stage, self.before)
 
+    @property
+    def seconds(self) -> float:
+        """Since it was begun."""
+        return time.perf_counter() - self.started
+
     @cached_property
     def folder(self) -> Path:
         """Records of all passes of this stage."""
@@ -211,7 +216,7 @@ class StageRun:
 
     def finish(self, facts: Mapping[str, Any]) -> Manifest:
         """Write the manifest, last of all."""
-        seconds = time.perf_counter() - self.started
+        seconds = self.seconds
         failed = tuple(self.failed)
         token = fingerprint(
             self.fingerprint, [[entry["pass"], entry["region"]] for entry in failed]

@@ -71,7 +71,9 @@ def _create(image: Image) -> None:
         remove(path)
     card, size = image.model.card, image.layout.pixel_size_um
     classes = card.outputs if card.classes else ()
-    create_labels(image.zarr, image.label_grid, pixel_size_um=size, classes=classes)
+    create_labels(
+        image.zarr, image.label_grid, pixel_size_um=size, scale=image.scale, classes=classes
+    )
 
 
 def label_one(work: Pass, name: str) -> Record:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +16,9 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice
 from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
-from segpipe.slide import OpenFile, Plane, Slide, open_file
 from segpipe.stages.emptiness import cell_payload, window_occupancy
 from segpipe.stages.image import Image, Manifest, Progress, intensity_range, remove
+from segpipe.stages.reading import pixels_in, read_coarse, read_working, reader
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_image, halve_mean, open_array, read_box, set_contrast, write_shard
 
@@ -31,7 +29,8 @@ Range = tuple[float, float]
 
 
 def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
-    """Copy the image region by region, make its pyramid, find normalisation and occupancy.
+    """Copy the image region by region, at the working resolution, and make its pyramid; find
+    normalisation and occupancy.
 
     Raises
     ------
@@ -40,18 +39,17 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
     """
     run = StageRun(image, "tile", engine, progress)
     lattice = Lattice(image.layout.plane, image.grid.shard)
-    arrays = [image.zarr / str(level) for level in range(len(image.grid.levels))]
+    finest = image.finest
+    arrays = [image.zarr / str(level) for level in range(finest, len(image.grid.levels))]
     run.begin([image.zarr, *arrays], lambda: _create(image))
-    copied = run.over(
-        "tile",
-        copy_region,
-        lattice,
-        array=image.zarr / "0",
-        counts=True,
-    )
+    array = image.zarr / "0" if image.layout.copied else None
+    copied = run.over("tile", copy_region, lattice, array=array, counts=True)
+    if array is None:
+        coarse = Lattice(image.grid.levels[finest], image.grid.level(finest).shard)
+        run.over(f"tile-level{finest}", copy_coarse, coarse, array=image.zarr / str(finest))
     reader().close_slide()
     statistics = _statistics(run, lattice, copied)
-    for level in range(1, len(image.grid.levels)):
+    for level in range(finest + 1, len(image.grid.levels)):
         pyramid_level(run, image.zarr, level, halve_mean)
     set_contrast(image.zarr, image.layout.channels, statistics["ranges"])
     return run.finish(
@@ -59,9 +57,13 @@ def tile(image: Image, engine: Engine, progress: Progress) -> Manifest:
             "shape": image.layout.shape,
             "dtype": image.layout.dtype,
             "pixel_size_um": image.layout.pixel_size_um,
+            "full_shape": image.layout.full_shape,
+            "scale": image.scale,
             "levels": len(image.grid.levels),
+            "copied": image.layout.copied,
+            "finest": finest,
             **statistics,
-            "occupancy": window_occupancy(run, lattice, copied, statistics["ranges"]),
+            **window_occupancy(run, lattice, copied, statistics["ranges"]),
         }
     )
 
@@ -74,72 +76,31 @@ def _create(image: Image) -> None:
         image.grid,
         np.dtype(image.layout.dtype),
         pixel_size_um=image.layout.pixel_size_um,
+        scale=image.scale,
+        finest=image.finest,
         name=Path(image.name).name,
         rgb=image.layout.rgb,
     )
 
 
-class Reader:
-    """The file that this process has open, and the plane of it that is being read.
-
-    The file stays open from one of its planes to the next: the headers of a thousand pages take as
-    long as some of the planes.
-    """
-
-    def __init__(self) -> None:
-        self._file: tuple[Path, str, OpenFile] | None = None
-        self._slide: tuple[Plane, Slide] | None = None
-
-    def slide(self, image: Image) -> Slide:
-        """The image's plane, opened anew when the process had another one."""
-        wanted = image.source, image.layout.source_fingerprint
-        if self._file is None or self._file[:2] != wanted:
-            self.close()
-            self._file = (*wanted, open_file(image.source))
-        if self._slide is None or self._slide[0] != image.plane:
-            self.close_slide()
-            self._slide = image.plane, self._file[2].slide(image.plane)
-        return self._slide[1]
-
-    def close_slide(self) -> None:
-        """Forget what was decoded."""
-        if self._slide is not None:
-            self._slide[1].close()
-        self._slide = None
-
-    def close(self) -> None:
-        """Close plane and file."""
-        self.close_slide()
-        if self._file is not None:
-            self._file[2].close()
-        self._file = None
-
-
-@functools.cache
-def reader() -> Reader:
-    """The one of this process."""
-    return Reader()
-
-
-@contextlib.contextmanager
-def closing_input() -> Iterator[None]:
-    """Close the file that this process has open, if any, in the end."""
-    try:
-        yield
-    finally:
-        reader().close()
-
-
 def copy_region(work: Pass, name: str) -> Record:
-    """Read one region of the file, write its shard, count and sum up its intensities."""
+    """Read one region of the file, write its shard if it is copied, count its intensities."""
     image, region = work.image, work.lattice.named(name)
-    pixels = reader().slide(image).read(region.box)
+    pixels = read_working(reader().slide(image), image.layout.resolution, region.box)
     seen = pixels[list(image.layout.channels)]
-    shard = write_shard(image.zarr / "0", region.box, pixels)
+    shard = write_shard(image.zarr / "0", region.box, pixels) if image.layout.copied else None
     not_finite = int(np.count_nonzero(~np.isfinite(seen))) if seen.dtype.kind == "f" else 0
     counted = _counted(image)
     payload = _count(image, region.box, seen, percentiles.upper) if counted else {}
     return work.records.add(name, shard, payload | cell_payload(image, seen), not_finite=not_finite)
+
+
+def copy_coarse(work: Pass, name: str) -> dict[str, Any]:
+    """Write one shard of the finest level that OUT holds of an image that is not copied."""
+    image, box = work.image, work.lattice.named(name).box
+    pixels = read_coarse(image, image.finest, box)
+    work.records.add(name, write_shard(image.zarr / str(image.finest), box, pixels))
+    return {}
 
 
 # --- normalisation --------------------------------------------------------------------------------
@@ -249,7 +210,7 @@ def _percentile_ranges(
 def count_fine(work: Pass, name: str) -> Record:
     """Second pass over floats: count the lower halves of the keys that matter."""
     image, region = work.image, work.lattice.named(name)
-    seen = read_box(image.zarr / "0", region.box, image.layout.channels)
+    seen = pixels_in(image, region.box, image.layout.channels)
     totals: dict[str, list[Histogram]] = {}
     for pixels in _occupied_tiles(image, region.box, seen):
         for channel, plane in enumerate(pixels):
