@@ -115,6 +115,25 @@ def test_a_grey_picture_with_alpha_is_segmented_as_one_channel_and_it_is_said(tm
     )
 
 
+def test_one_colour_alone_on_a_dark_ground_is_taken_and_it_is_said(tmp_path):
+    """As scanners store DAPI."""
+    plane = glowing(130)
+    pixels = np.stack([plane // 100, plane // 60, plane])
+    tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(pixels, 0, -1), photometric="rgb")
+    tifffile.imwrite(tmp_path / "b.tif", plane)
+    result = segpipe.predict(
+        [tmp_path / "a.tif", tmp_path / "b.tif"], tmp_path / "out", _settings()
+    )
+    assert result.exit_code == 0
+    found = [labels_of(tmp_path / "out", name) for name in "ab"]
+    assert found[0].max() > 5
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(segpipe.segment(pixels, settings=_settings()), found[0])
+    told = json.loads((tmp_path / "out" / "run.json").read_text())["images"]["a"]
+    assert told["channels"] == ["blue"]
+    assert told["model_chosen"] == "blue alone on a dark ground, stored as RGB"
+
+
 def _settings():
     return segpipe.load_settings(None, [*SMALL, "engine.kind=serial", "measure.preview=false"])
 

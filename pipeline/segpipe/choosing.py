@@ -5,6 +5,7 @@ picture of fluorescence is often stored as RGB, and its header does not tell it 
 
                 ground dark                                 ground bright
     grey        nuclei-fluorescence, on one of the three    refused: brightfield without stain
+    one colour  nuclei-fluorescence, on that colour         nuclei-he
     colours     refused: which colour shows the nuclei?     nuclei-he
 
 The ground is the median of the brightest colour of each pixel. Of the 616 images of DSB 2018 it is at
@@ -37,6 +38,10 @@ GREY = 8 / 255
 """Of full scale: colours that differ by no more are one grey; JPEG makes up to 5 of 255 of them."""
 BLANK = 0.1
 """Of full scale: a bright grey image with less contrast may be the bare glass of a slide."""
+
+COLOURS = ("red", "green", "blue")
+ALONE = 0.05
+"""Of the contrast of the brightest colour: what the others of a picture of one colour have at most."""
 
 Kind = Literal["dark grey", "dark", "bright grey", "bright"]
 
@@ -96,9 +101,13 @@ def choose_for_colours(
     if kind == "dark grey":
         return Choice(FLUORESCENCE, "grey on a dark ground, stored as RGB", (0,))
     if kind == "dark":
+        brightest, alone = _brightest(colours)
+        if alone:
+            why = f"{COLOURS[brightest]} alone on a dark ground, stored as RGB"
+            return Choice(FLUORESCENCE, why, (brightest,))
         raise InputError(
             f"{name}: an RGB image whose ground is dark, which {HE} is not for; if it is fluorescence "
-            f"stored in colours, choose that of the nuclei (--channel {_brightest(colours)}?) for "
+            f"stored in colours, choose that of the nuclei (--channel {COLOURS[brightest]}?) for "
             f"{FLUORESCENCE}, {own}"
         )
     if kind == "bright grey":
@@ -127,10 +136,13 @@ def look(colours: NDArray[Any], dtype: np.dtype[Any]) -> Kind:
     return "bright grey" if grey and not blank else "bright"
 
 
-def _brightest(colours: NDArray[Any]) -> str:
-    """The colour that stands out most."""
-    spread = np.nan_to_num(np.percentile(colours.reshape(3, -1), 99.8, axis=1))
-    return ("red", "green", "blue")[int(np.argmax(spread))]
+def _brightest(colours: NDArray[Any]) -> tuple[int, bool]:
+    """The colour that stands out most, and whether the others hardly do."""
+    values = np.nan_to_num(colours.reshape(3, -1).astype(np.float64), posinf=0.0, neginf=0.0)
+    contrast = np.percentile(values, 99.8, axis=1) - np.median(values, axis=1)
+    brightest = int(np.argmax(contrast))
+    others = np.delete(contrast, brightest)
+    return brightest, bool(contrast[brightest] > 0 and others.max() <= ALONE * contrast[brightest])
 
 
 def _sample(slide: Slide) -> NDArray[Any]:

@@ -60,7 +60,10 @@ def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -
     pixels = array[np.newaxis] if array.ndim == 2 else array
     if model == AUTO and pixels.ndim == 3 and len(pixels) == 3 and pixels.size:
         choice = choose_for_colours(pixels, pixels.dtype, settings, "the array")
-        model, pixels = choice.model, pixels if choice.channels is None else pixels[:1]
+        model, pixels = (
+            choice.model,
+            pixels if choice.channels is None else pixels[list(choice.channels)],
+        )
     segmenter = load_segmenter(
         find_model(FLUORESCENCE if model == AUTO else model),
         infer.device,
