@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from fields import SIZES, nuclei, run, threshold_model
-from segpipe import prepare
+from segpipe import prepare, store
 from segpipe.errors import SettingsError
 from segpipe.inputs import find_inputs
 from segpipe.records import read_json, write_json
@@ -70,3 +71,18 @@ def test_the_plan_for_a_gpu_is_made_where_there_is_none_but_infer_is_refused(tmp
         "region": 4096,
         "backend": "eager",
     }
+
+
+@pytest.mark.parametrize("shape", [(100_000, 100_000), (250_000, 40_000)])
+def test_ten_gigapixels_are_few_files(tmp_path, shape):
+    """File systems of clusters count them: 2,000 that stay and 6,000 while it runs at most."""
+    path, grid = tmp_path / "large.ome.zarr", store.Grid.fitting(shape, 4096, 512)
+    store.create_image(
+        path, ["DAPI"], grid, np.dtype(np.uint8), pixel_size_um=0.5, name="large", rgb=False
+    )  # no pixels: all are 0
+    found = find_inputs([path], tmp_path / "out")
+    prepared = prepare.prepare(found, tmp_path / "out", load_settings(None, ["infer.device=cpu"]))
+    (image,) = prepared.images
+    assert image.region == 4096
+    assert prepared.final_file_count(image) <= 2000
+    assert prepared.file_count(image, writers=64) <= 6000

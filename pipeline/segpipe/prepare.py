@@ -44,6 +44,9 @@ LARGE_COPY_BYTES, MANY_TIMES = 4_000_000_000, 5
 """An image is read where it is when its pixels are more bytes than this, and so many times the file."""
 REGION_ON_CPU, REGION_ON_GPU = 2048, 4096
 """Pixels a side of a region, where the settings do not say it."""
+LARGE_PLANE = 2**31
+"""Pixels from which regions are those of a GPU on a CPU too: a shard is a file, and file systems of
+clusters count them. At 10 gigapixels regions of 2048 make 6,500 files that stay, of 4096 1,800."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,18 @@ class Prepared:
 
     def file_count(self, image: Image, writers: int = 1) -> int:
         """Files while it runs: shards, metadata, and the records of so many processes."""
+        files = self.final_file_count(image)
+        files += 1 + len(Lattice(image.layout.plane, image.grid.shard))  # probabilities
+        return files + 4 * (1 + writers) + 3 * writers  # records of stages, and arrays in them
+
+    def final_file_count(self, image: Image) -> int:
+        """Files that stay after `segpipe clean`."""
         files = 14  # groups, manifests, tables of seeds, lock, table and picture
         files += len(image.settings.export.formats)
         for grid, finest in ((image.grid, image.finest), (image.label_grid, 0)):
             levels = [grid.level(number) for number in range(finest, len(grid.levels))]
             files += sum(1 + len(Lattice(level.shape, level.shard)) for level in levels)
-        files += 1 + len(Lattice(image.layout.plane, image.grid.shard))  # probabilities
-        return files + 4 * (1 + writers) + 3 * writers  # records of stages, and arrays in them
+        return files
 
 
 def writable_folder(out: Path) -> Path:
@@ -356,7 +364,10 @@ class _Plans:
             tta=infer.tta,
         )
         self.check(model)
-        region = tile.region or ceil_to(self.open["region"], tile.core)
+        usual: int = self.open["region"]
+        if math.prod(layout.plane) > LARGE_PLANE:
+            usual = max(usual, REGION_ON_GPU)
+        region = tile.region or ceil_to(usual, tile.core)
         return Image(
             one.name,
             one.source,

@@ -109,7 +109,8 @@ class TileSettings(_Section):
     region: int | None = Field(
         None,
         ge=16,
-        description="pixels of a shard and unit of work; null: 2048 on CPU, 4096 on GPU",
+        description="pixels of a shard and unit of work; null: 4096 on GPU and for images of more than "
+        "2 gigapixels, else 2048",
     )
     channel: Annotated[tuple[str, ...], _NAMES] | None = Field(
         None, description="channels for the model, by name or number from 0; null: all of them"
