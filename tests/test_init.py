@@ -101,8 +101,8 @@ def filled(path: Path, **values: str) -> None:
     """Fill keys in, as people do."""
     text = path.read_text()
     for key, value in values.items():
-        assert text.count(f"{key}:\n") == 1
-        text = text.replace(f"{key}:\n", f"{key}: {value}\n")
+        text, count = re.subn(rf"^( +{key}:)$", rf"\1 {value}", text, flags=re.MULTILINE)
+        assert count == 1
     path.write_text(text)
 
 
@@ -220,7 +220,7 @@ def test_auto_chooses_by_the_channels_and_refuses_what_it_is_not_for(tmp_path, c
     nuclei(folder / "grey.tif", (40, 50))
     bright(folder / "stained.tif")
     dark = np.full((40, 50, 3), 9, np.uint8)
-    dark[10:20, 10:20, 2] = 200
+    dark[10:20, 10:20] = 0, 100, 200  # green and blue
     tifffile.imwrite(folder / "dark.tif", dark, photometric="rgb")
     deep = np.full((40, 50, 3), 60000, np.uint16)
     tifffile.imwrite(folder / "deep.tif", deep, photometric="rgb")

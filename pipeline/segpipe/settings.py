@@ -109,8 +109,7 @@ class TileSettings(_Section):
     region: int | None = Field(
         None,
         ge=16,
-        description="pixels of a shard and unit of work; null: 4096 on GPU and for images of more than "
-        "2 gigapixels, else 2048",
+        description="pixels of a shard and task; null: 2048, on GPU and above 2 Gpx 4096",
     )
     channel: Annotated[tuple[str, ...], _NAMES] | None = Field(
         None, description="channels for the model, by name or number from 0; null: all of them"

@@ -11,7 +11,8 @@ images, whose AP is printed. Trainings resume: run it again after a stop.
     weights          parameters of the network
     AP .50, mean     pooled over the validation images; mean over IoU .50 to .90
     CPU ms / Mpx     of core: CPU time of one thread by the CPU backend, windows of 1024, halo
-                     computed and thrown away as in `predict`
+                     computed and thrown away as in `predict`; of two halos and 1024 where
+                     the halo leaves nothing of that
     context, useful  pixels; share of a 1024 x 1024 window that is core
     train s          wall time of the training on this machine, validation included; of what was left,
                      where it was resumed
@@ -99,7 +100,9 @@ def cpu_ms(model: Path) -> float:
     """CPU milliseconds for a megapixel of core: the least of three windows."""
     segmenter = load_segmenter(model, "cpu", threads=1, core_only=True)
     network, _ = load_model(model)
-    size = next_admissible(network, WINDOW)
+    halo = segmenter.halo
+    # where the halo leaves nothing of a window of 1024: one of two halos and 1024
+    size = next_admissible(network, WINDOW if 2 * halo < WINDOW else 2 * halo + WINDOW)
     window = np.random.default_rng(0).random((1, segmenter.channels, size, size), np.float32)
     segmenter(window)
     times = []
