@@ -305,7 +305,7 @@ def test_a_second_run_does_nothing_and_new_settings_redo_what_they_concern(image
         for path in tmp_path.rglob("*")
         if path.is_file() and files.get(path) != path.stat().st_mtime_ns
     }
-    assert changed - {".run.lock", ".images.lock"} == {"run.json"}
+    assert changed - {".run.lock", ".images.lock", ".report.lock"} == {"run.json", "report.html"}
     inferred = (tmp_path / "manifests/field.infer.json").stat().st_mtime_ns
     assert run(image, tmp_path, "stitch.min_area=400").exit_code == 0
     assert (tmp_path / "manifests/field.infer.json").stat().st_mtime_ns == inferred
