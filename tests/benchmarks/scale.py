@@ -113,7 +113,13 @@ def image_of(folder: Path, gigapixels: float):
     found = find_inputs([small], folder / "plan")
     image = prepare(found, folder / "plan", load_settings(options=options)).images[0]
     side = round(sqrt(gigapixels * 1e9))
-    layout = replace(image.layout, shape=(1, side, side))
+    plane = side, side
+    layout = replace(
+        image.layout,
+        shape=(1, *plane),
+        full_shape=plane,
+        resolution=replace(image.layout.resolution, shape=plane),
+    )
     return replace(image, out=folder / "out", layout=layout)
 
 
