@@ -209,6 +209,16 @@ def test_coordinates_at_another_scale():
     assert (shape.centroid.y, shape.centroid.x) == ((0.5 + 0.5) * 1.25 - 0.5,) * 2
 
 
+def test_outlines_at_another_scale_end_with_the_image():
+    """The last pixel of the labels may cover more than is left of the image."""
+    labels = np.ones((2, 2), np.uint32)
+    polygons = polygons_of(trace_region(np.pad(labels, 1), Box(0, 0, 2, 2)))
+    text, _ = coordinates_text(polygons, 2.0, (3, 4))
+    assert text.tobytes() == b"[[[0,0],[4,0],[4,3],[0,3],[0,0]]]"
+    data, _ = well_known_binary(polygons, 2.0, (3, 4))
+    assert shapely.from_wkb(data.tobytes()).bounds == (-0.5, -0.5, 3.5, 2.5)
+
+
 @given(
     st.lists(st.lists(st.sampled_from([0, 1, 2]), min_size=6, max_size=6), min_size=1, max_size=6),
     st.sampled_from([1.0, 2.0, 0.3337, 1.9, 1000.0]),

@@ -196,6 +196,13 @@ def test_an_out_that_is_searched_is_refused(folder):
         plan_job([folder], folder, settings_of(), sampled=False)
 
 
+def test_results_are_no_images_to_search(folder, tmp_path):
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "images.json").write_text("{}")
+    with pytest.raises(SettingsError, match="holds results of segpipe"):
+        plan_job([tmp_path], None, settings_of(), sampled=False)
+
+
 def test_a_job_that_is_too_large_is_said(folder, monkeypatch):
     monkeypatch.setattr(planning, "usable_memory_bytes", lambda: 1000)
     found = plan_job([folder / "large.tif"], None, settings_of(), sampled=False)

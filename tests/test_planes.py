@@ -660,3 +660,17 @@ def test_info_tells_planes_and_scenes_and_what_predict_would_do(tmp_path: Path) 
 def test_wrong_choices_are_named(tmp_path: Path, setting: str, message: str) -> None:
     result = segpipe("predict", tmp_path, "-o", tmp_path / "out", "-s", setting)
     assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_plane_that_is_not_there_is_what_predict_and_info_say(tmp_path: Path) -> None:
+    """And not that planes must be chosen, when they were."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(4, 20, 30), photometric="minisblack", metadata={"axes": "ZYX"})
+    asked = ("-s", "tile.z=[9]")
+    told = segpipe("info", path, *asked).stdout
+    result = segpipe("predict", path, "-o", tmp_path / "out", *asked)
+    assert result.exit_code == 1
+    assert "has no z plane 9" in told and "has no z plane 9" in result.stderr
+    tifffile.imwrite(path, noise(4, 20, 30), photometric="minisblack")
+    result = segpipe("predict", path, "-o", tmp_path / "out", "-s", "tile.pages=z")
+    assert "has 4 z planes; take them with --planes" in result.stderr

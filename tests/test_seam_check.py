@@ -292,3 +292,16 @@ def test_predict_tells_it_and_warns_of_planted_seams(tmp_path, monkeypatch, capl
     told = json.loads((tmp_path / "out" / "run.json").read_text())["images"]["field"]
     assert told["seam_check"]["verdict"] == SUSPICIOUS
     assert "field: seams show in the result: edges" in caplog.text
+
+
+def test_the_border_of_a_mask_is_no_seam(field):
+    """A mask that ends on a line of tiles cuts objects along it; the tiling did not."""
+    inside = np.zeros(field.shape, bool)
+    inside[: 4 * CELL] = True
+    masked = np.where(inside, field, 0).astype(np.uint32)
+    lattices = seam_lattices(field.shape, {"tiles": (CELL, CELL)}, 16)
+    box = Box(0, 0, *field.shape)
+    nothing = ObjectDistances(lattices)
+    for known, verdict in ((None, SUSPICIOUS), (inside, NONE_SEEN)):
+        sums = add_sums([line_sums(masked, box, box, lattices, known)])
+        assert check_seams(lattices, sums, nothing).verdict == verdict

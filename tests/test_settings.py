@@ -67,6 +67,7 @@ def test_what_is_wrong_is_named_in_one_line(tree, message):
     ("text", "message"),
     [
         ("stitch: [1, 2]", "'stitch' must hold keys"),
+        ("modle: auto", "unknown setting 'modle'; did you mean 'model'"),
         ("- 1", "must hold sections"),
         ("a: b: c", "is not YAML"),
         ("stitch:\n  regoin: 4", "did you mean 'stitch.region'?"),

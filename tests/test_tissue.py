@@ -224,7 +224,9 @@ def test_no_object_is_outside_the_mask_and_inside_nothing_changes(tmp_path, kind
     run(tmp_path / "in", tmp_path / "all", size)
     run(tmp_path / "in", tmp_path / "some", size, f"tile.mask={mask}")
     if kind == "geojson":
-        inside = parse_geojson(mask.read_text()).inside(np.arange(300.0), np.arange(320.0))
+        inside = parse_geojson(mask.read_text()).inside(
+            np.arange(300.0) + 0.5, np.arange(320.0) + 0.5
+        )
     else:
         inside = np.asarray(Image.open(mask)).repeat(20, 0).repeat(20, 1)[:300, :320] > 0
     everything, found = (labels_of(tmp_path / out, "field") for out in ("all", "some"))

@@ -347,7 +347,10 @@ def clean(out: Path) -> None:
     "-o", "--output", "out", default="demo", type=click.Path(path_type=Path), show_default=True,
     help="Folder of the images and the results.",
 )  # fmt: skip
-@click.option("--size", default=4096, show_default=True, help="Pixels a side of the made field.")
+@click.option(
+    "--size", type=click.IntRange(64), default=4096, show_default=True,
+    help="Pixels a side of the made field.",
+)  # fmt: skip
 def demo(out: Path, size: int) -> None:
     """Segment a real image and a made field of nuclei, and compare with the truth."""
     _log_to_stderr()

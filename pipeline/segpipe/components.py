@@ -60,12 +60,15 @@ class Decode:
 
     def __post_init__(self) -> None:
         if not 1 <= self.foreground <= 255:
-            raise SettingsError(f"stitch.foreground quantises to {self.foreground}, not to 1..255")
+            raise SettingsError("stitch.foreground is too small; 0.002 is the least")
         for name, levels in (("interior", self.interior), ("growth_levels", self.growth)):
             if list(levels) != sorted(set(levels), reverse=True) or not all(
                 0 <= level <= 255 for level in levels
             ):
-                raise SettingsError(f"stitch.{name} must fall strictly within 0..255: {levels}")
+                shares = [round(level / 255, 2) for level in levels]
+                raise SettingsError(
+                    f"stitch.{name} is {shares}; it must fall, from 1 to 0, such as [0.7, 0.3, 0]"
+                )
         if not self.growth or self.growth[-1] != 0:
             raise SettingsError(f"stitch.growth_levels must end with 0, got {self.growth}")
         if len(self.interior) + len(self.growth) > 200:

@@ -104,6 +104,11 @@ def find_files(given: Sequence[Path], out: Path | None) -> list[tuple[Path, Pure
             apart = None if out is None else out.resolve()
             if path.resolve() == apart:
                 raise SettingsError(f"{path} is both searched and OUT; choose another OUT")
+            if is_results(path):
+                raise SettingsError(
+                    f"{path} holds results of segpipe; name the folder of the images, or one "
+                    f"OME-Zarr in {path}"
+                )
             found += [
                 (image, PurePosixPath(image.relative_to(path).as_posix()))
                 for image in _search(path, apart)

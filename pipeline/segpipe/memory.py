@@ -10,7 +10,7 @@ import numpy as np
 from segpipe import occupancy, percentiles
 from segpipe.choosing import FLUORESCENCE, choose_for_colours
 from segpipe.components import Decode, label_region
-from segpipe.errors import InputError
+from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box, Lattice, TileGrid
 from segpipe.growth import Field, grow, reach
 from segpipe.holes import fill_holes, label_holes
@@ -57,6 +57,10 @@ def segment(array: Array, model: str = AUTO, settings: Settings | None = None) -
     """
     settings = settings or Settings()
     infer = settings.infer
+    if settings.tile.mask is not None:
+        raise SettingsError(
+            "tile.mask is for files; leave it out, and blank the array or the labels"
+        )
     pixels = array[np.newaxis] if array.ndim == 2 else array
     if model == AUTO and pixels.ndim == 3 and len(pixels) == 3 and pixels.size:
         choice = choose_for_colours(pixels, pixels.dtype, settings, "the array")

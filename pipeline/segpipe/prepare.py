@@ -16,12 +16,13 @@ from segpipe.backend import choose_backend
 from segpipe.choosing import AUTO_MODELS, Choice, choose_model
 from segpipe.errors import InputError, SegpipeError, SettingsError
 from segpipe.geometry import Lattice, TileGrid, ceil_to
-from segpipe.inputs import Input
+from segpipe.inputs import Input, choice_of
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.records import read_json, write_json
 from segpipe.resampling import Resolution
 from segpipe.settings import AUTO, Settings
 from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file, select_channels
+from segpipe.slide import Choice as PlaneChoice
 from segpipe.slide.source import printable
 from segpipe.stages.emptiness import skips_glass
 from segpipe.stages.exported import check_formats
@@ -122,7 +123,7 @@ def prepare(found: Sequence[Input], out: Path, settings: Settings) -> Prepared:
     automatic = settings.infer.model == AUTO
     if not automatic:
         plans.check(model_of(settings.infer.model))
-    with contextlib.closing(_Files()) as files:
+    with contextlib.closing(_Files(choice_of(settings.tile))) as files:
         for one in found:
             try:
                 with files.open(one, for_pixels=automatic) as slide:
@@ -173,7 +174,8 @@ def begin(out: Path, settings: Settings) -> None:
 class _Files:
     """The file opened last: the planes of a file follow each other, and its headers are read once."""
 
-    def __init__(self) -> None:
+    def __init__(self, choice: PlaneChoice) -> None:
+        self._choice = choice
         self._file: OpenFile | None = None
         self._fingerprint = self.fingerprint = ""
 
@@ -193,7 +195,12 @@ class _Files:
             fingerprint = input_fingerprint(one.source)
             self._file, self._fingerprint = open_file(one.source), fingerprint
         self.fingerprint = self._fingerprint
-        return self._file.slide(one.plane)
+        try:
+            return self._file.slide(one.plane)
+        except InputError:
+            if one.plane == THE_PLANE:  # what was said about planes does not fit: say why
+                self._file.choose(self._choice)
+            raise
 
     def close(self) -> None:
         """Close it."""

@@ -144,7 +144,13 @@ counts, pixels, means
     of the pieces."""
 
 
-def line_sums(window: Array, at: Box, box: Box, lattices: Sequence[SeamLattice]) -> Array:
+def line_sums(
+    window: Array,
+    at: Box,
+    box: Box,
+    lattices: Sequence[SeamLattice],
+    inside: Array | None = None,
+) -> Array:
     """Sums over the pieces of seams in one region: (L, len(KINDS)) LINE_SUMS; they add up.
 
     Parameters
@@ -155,11 +161,14 @@ def line_sums(window: Array, at: Box, box: Box, lattices: Sequence[SeamLattice])
         The region's box, with MARGIN pixels more above and left at least, where the image has them.
     box
         The region.
+    inside
+        (h, w) bool, where objects were looked for: its border is no seam; None: everywhere.
     """
     sums = np.zeros((len(lattices), len(KINDS)), LINE_SUMS)
     for place, lattice in enumerate(lattices):
         for axis in (0, 1):
             turned = window if axis == 0 else window.T
+            within = inside if inside is None or axis == 0 else inside.T
             start, stop, low = (box.y0, box.y1, at.y0) if axis == 0 else (box.x0, box.x1, at.x0)
             first, last, left = (box.x0, box.x1, at.x0) if axis == 0 else (box.y0, box.y1, at.y0)
             cell, step = lattice.cell[axis], lattice.step[axis]
@@ -170,11 +179,14 @@ def line_sums(window: Array, at: Box, box: Box, lattices: Sequence[SeamLattice])
                 lines = range(seam, end, step)[:_LINES]
                 if len(lines) > LEAST_SHIFTS:
                     part = turned[:, first - left : last - left]
-                    _add_seam(sums[place], part, np.asarray(lines) - low, (first, last))
+                    known = None if within is None else within[:, first - left : last - left]
+                    _add_seam(sums[place], part, known, np.asarray(lines) - low, (first, last))
     return sums
 
 
-def _add_seam(sums: Array, part: Array, lines: Array, along: tuple[int, int]) -> None:
+def _add_seam(
+    sums: Array, part: Array, inside: Array | None, lines: Array, along: tuple[int, int]
+) -> None:
     """Add the pieces of one seam; modifies `sums`, (len(KINDS),). The first line is the seam's."""
     first, last = along
     starts = np.unique(np.r_[first, np.arange(-(-first // PIECE) * PIECE, last, PIECE)]) - first
@@ -182,6 +194,8 @@ def _add_seam(sums: Array, part: Array, lines: Array, along: tuple[int, int]) ->
     for kind, offset in enumerate(_OFFSETS):
         before, after = part[lines + offset - 1], part[lines + offset]
         differs = before != after
+        if inside is not None:
+            differs &= inside[lines + offset - 1] == inside[lines + offset]
         objects = (before != 0) & (after != 0)
         counted = differs & (objects if KINDS[kind] == "contacts" else ~objects)
         counts = np.add.reduceat(counted, starts, axis=1, dtype=np.int64)  # (lines, pieces)

@@ -144,7 +144,7 @@ class TileSettings(_Section):
     )
     mask: Annotated[Path, _PATH] | None = Field(
         None,
-        description="GeoJSON with polygons in pixels of the image, or an image that is stretched over "
+        description="GeoJSON with polygons as QuPath writes them, or an image that is stretched over "
         "it: objects are looked for inside, or where it is not 0; a folder holds one per image, by name",
     )
     z: Annotated[Literal["each", "max"] | tuple[int, ...] | None, _Z] = Field(
@@ -423,10 +423,12 @@ def _sections(loaded: Any, origin: str) -> dict[str, Any]:
     for name, section in loaded.items():
         if name in PROJECT_KEYS:
             tree[name] = section
-        elif section is not None and not isinstance(section, Mapping):
+        elif section is None or isinstance(section, Mapping):
+            tree[str(name)] = dict(section or {})
+        elif name in Settings.model_fields:
             raise SettingsError(f"{origin}: '{name}' must hold keys, got {section!r}")
         else:
-            tree[str(name)] = dict(section or {})
+            tree[str(name)] = {}  # unknown: named by parse_project
     return tree
 
 

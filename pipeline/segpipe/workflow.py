@@ -162,6 +162,9 @@ def project_of(config: Mapping[str, Any], here: Path) -> Project:
         update={
             "input": tuple(here / path for path in project.input or ()) or None,
             "output": None if project.output is None else here / project.output,
+            "tile": project.tile.model_copy(
+                update={"mask": None if project.tile.mask is None else here / project.tile.mask}
+            ),
             "infer": project.infer.model_copy(
                 update={"model": _absolute(project.infer.model, here)}
             ),

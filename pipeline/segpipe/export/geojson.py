@@ -53,12 +53,19 @@ class GeojsonWriter:
         Of all objects; where ids are classes, these have their own names.
     scale
         Pixels of the full-resolution image per pixel of the labels.
+    shape
+        (Y, X) of that image, beyond which the last pixels of the labels may reach.
     """
 
     def __init__(
-        self, path: Path, metadata: Mapping[str, str], classification: str, scale: float = 1.0
+        self,
+        path: Path,
+        metadata: Mapping[str, str],
+        classification: str,
+        scale: float = 1.0,
+        shape: tuple[int, int] | None = None,
     ) -> None:
-        self.scale = scale
+        self.scale, self.shape = scale, shape
         self._whole = written_whole(path)
         self._gzip = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP)
         named = [metadata.get(key, "") for key in ("image", "plane", "model_hash")]
@@ -87,7 +94,7 @@ class GeojsonWriter:
         """Append objects: their polygons, and the rows of the table, in one order."""
         if len(polygons) == 0:
             return
-        text, ends = coordinates_text(polygons, self.scale)
+        text, ends = coordinates_text(polygons, self.scale, self.shape)
         geometry = pa.LargeStringArray.from_buffers(
             len(polygons), pa.py_buffer(ends), pa.py_buffer(text)
         )
@@ -160,10 +167,21 @@ def measurements_text(table: pa.Table) -> pa.Array:
     return pc.binary_join_element_wise(*fields, comma, null_handling="skip")
 
 
-def coordinates_text(polygons: Polygons, scale: float) -> tuple[Array, Array]:
-    """The `coordinates` of each object, and where each ends: (B,) uint8, (n + 1,) int64."""
+def coordinates_text(
+    polygons: Polygons, scale: float, shape: tuple[int, int] | None = None
+) -> tuple[Array, Array]:
+    """The `coordinates` of each object, and where each ends: (B,) uint8, (n + 1,) int64.
+
+    Parameters
+    ----------
+    shape
+        (Y, X) of the full resolution, beyond which the last pixels of the labels may reach.
+    """
     power = 1 if float(scale).is_integer() else 10**DECIMALS
-    numbers = np.rint(polygons.corners * scale * power).astype(np.int64)
+    corners = polygons.corners * scale
+    if shape is not None:
+        corners = np.minimum(corners, shape)
+    numbers = np.rint(corners * power).astype(np.int64)
     longest = len(str(int(numbers.max(initial=1)))) + 1  # with the point
     rings = len(polygons.ends) - 1
     room = (len(numbers) + rings) * (2 * longest + 4) + 8 * rings + 4 * len(polygons)

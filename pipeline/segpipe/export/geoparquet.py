@@ -39,9 +39,9 @@ class GeoparquetWriter:
     """
 
     def __init__(
-        self, path: Path, schema: pa.Schema, shape: tuple[float, float], scale: float = 1.0
+        self, path: Path, schema: pa.Schema, shape: tuple[int, int], scale: float = 1.0
     ) -> None:
-        self.scale = scale
+        self.scale, self.shape = scale, shape
         self._whole = written_whole(path)
         column = {
             "encoding": "WKB",
@@ -65,7 +65,7 @@ class GeoparquetWriter:
 
     def write(self, polygons: Polygons, table: pa.Table) -> None:
         """Append objects: their polygons, and the rows of the table, in one order."""
-        data, ends = well_known_binary(polygons, self.scale)
+        data, ends = well_known_binary(polygons, self.scale, self.shape)
         buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
         column = pa.Array.from_buffers(pa.binary(), len(polygons), buffers)
         whole = table.append_column(GEOMETRY, column).cast(self.schema)
@@ -86,12 +86,22 @@ class GeoparquetWriter:
         self._whole.__exit__(kind, error, trace)
 
 
-def well_known_binary(polygons: Polygons, scale: float = 1.0) -> tuple[Array, Array]:
+def well_known_binary(
+    polygons: Polygons, scale: float = 1.0, shape: tuple[int, int] | None = None
+) -> tuple[Array, Array]:
     """WKB of each object, and where each ends: (B,) uint8, (n + 1,) int64.
 
     Coordinates have pixel centres at whole numbers: corner c lies at c * scale - 0.5.
+
+    Parameters
+    ----------
+    shape
+        (Y, X) of the full resolution, beyond which the last pixels of the labels may reach.
     """
-    points = np.ascontiguousarray((polygons.corners * scale - 0.5)[:, ::-1], "<f8")
+    corners = polygons.corners * scale
+    if shape is not None:
+        corners = np.minimum(corners, shape)
+    points = np.ascontiguousarray((corners - 0.5)[:, ::-1], "<f8")
     rings = len(polygons.ends) - 1
     parts, objects = len(polygons.rings) - 1, len(polygons)
     data = np.empty(16 * (len(points) + rings) + 4 * rings + 9 * (parts + objects), np.uint8)

@@ -21,7 +21,7 @@ SUFFIXES: Mapping[str, str] = {
     "tiff": ".labels.ome.tif",
 }
 """Of the files beside the table. None is the suffix of another: no image overwrites another's."""
-VERSION = {"geojson": 1, "geoparquet": 1, "csv": 1, "anndata": 1, "tiff": 1}
+VERSION = {"geojson": 2, "geoparquet": 2, "csv": 1, "anndata": 1, "tiff": 1}
 """Raised when a format's content changes."""
 FACT = "exports"
 """In the facts of the manifest."""

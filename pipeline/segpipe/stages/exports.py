@@ -58,6 +58,8 @@ class Results:
         The first id that is anchored in each band of regions, and one more than the last of all.
     scale
         Pixels of the full-resolution image, of which the table tells, per pixel of the labels.
+    full_shape
+        (Y, X) of that image.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Results:
     first_ids: tuple[int, ...]
     metadata: dict[str, str]
     scale: float
+    full_shape: tuple[int, int]
     pixel_size_um: float | None
 
     @classmethod
@@ -78,9 +81,16 @@ class Results:
         InputError
             When they are not there.
         """
-        stitched = Manifest.read(manifest_path(out, name, "stitch"))
+        tiled, stitched = (
+            Manifest.read(manifest_path(out, name, stage)) for stage in ("tile", "stitch")
+        )
         table, group = out / f"{name}.parquet", out / f"{name}.ome.zarr" / LABEL_GROUP
-        if stitched is None or not table.exists() or not (group / "0" / "zarr.json").exists():
+        if (
+            tiled is None
+            or stitched is None
+            or not table.exists()
+            or not (group / "0" / "zarr.json").exists()
+        ):
             raise InputError(
                 f"{name}: is not finished in {out}; run the same `segpipe predict` again"
             )
@@ -99,7 +109,8 @@ class Results:
             Lattice((array.shape[0], array.shape[1]), (shard[0], shard[1])),
             tuple(stitched.facts["first_ids"]),
             metadata,
-            float(metadata.get("label_scale", 1.0)),
+            float(tiled.facts["scale"]),
+            (tiled.facts["full_shape"][0], tiled.facts["full_shape"][1]),
             float(size) if size else None,
         )
 
@@ -229,18 +240,21 @@ def _write_outlines(
 
     bands = [functools.partial(pieces_of, row) for row in range(lattice.count[0])]
     schema = pq.read_schema(results.table)
-    height, width = (size * results.scale for size in lattice.shape)
     with contextlib.ExitStack() as opened:
         rows = opened.enter_context(TableReader(results.table))
         writers: list[Callable[[Polygons, pa.Table], None]] = []
         if "geojson" in paths:
             geojson = GeojsonWriter(
-                paths["geojson"], results.metadata, settings.classification, results.scale
+                paths["geojson"],
+                results.metadata,
+                settings.classification,
+                results.scale,
+                results.full_shape,
             )
             writers.append(opened.enter_context(geojson).write)
         if "geoparquet" in paths:
             geoparquet = GeoparquetWriter(
-                paths["geoparquet"], schema, (height, width), results.scale
+                paths["geoparquet"], schema, results.full_shape, results.scale
             )
             writers.append(opened.enter_context(geoparquet).write)
         for polygons in bands_of_polygons(results.first_ids, bands):

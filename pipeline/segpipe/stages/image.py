@@ -31,7 +31,7 @@ from segpipe.store import LABEL_GROUP, Grid, disk_usage
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 4, "infer": 5, "stitch": 2, "measure": 4}
+VERSION = {"tile": 4, "infer": 6, "stitch": 2, "measure": 5}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
@@ -434,7 +434,8 @@ def image_facts(image: Image) -> dict[str, Any]:
         "exact": image.model.exact,
         "plan": vars(image.plan) | {"context": image.model.context},
         "region": image.region,
-        "overrides": overrides(image.settings),
+        "overrides": overrides(image.settings)
+        | ({} if image.mask is None else {"tile.mask": str(image.mask.path)}),
     }
 
 

@@ -53,7 +53,7 @@ class Mask:
             for start, stop in ((box.y0, box.y1), (box.x0, box.x1))
         )
         if isinstance(opened, Polygons):
-            return opened.inside(rows, columns)
+            return opened.inside(rows + 0.5, columns + 0.5)  # corners of pixels at whole numbers
         return _stretched(opened, rows, columns, full_shape)
 
 

@@ -65,15 +65,22 @@ NEIGHBOURHOOD = 256
 
 @dataclass
 class Told:
-    """What the manifest tells of all objects, added up while the table is written."""
+    """What the manifest tells of all objects, added up while the table is written.
+
+    masked
+        Whether a user's mask cut objects: those at its border are then not compared with others, for
+        its border may be a line on which regions meet.
+    """
 
     distances: seam_check.ObjectDistances
+    masked: bool
     sizes: SizeHistogram = field(default_factory=SizeHistogram)
 
     def add(self, rows: Array, columns: Mapping[str, Array]) -> None:
         """Add objects, by their sums and by their columns in the table."""
         area = rows["area"].astype(np.float64)
-        self.distances.add(rows["sum_y"] / area, rows["sum_x"] / area, area)
+        if not self.masked:
+            self.distances.add(rows["sum_y"] / area, rows["sum_x"] / area, area)
         self.sizes.add(columns["area_px"])
 
 
@@ -107,7 +114,7 @@ def _measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     found = run.over("sums", sum_one, lattice, units, counts=True)
     for level in range(1, len(image.label_grid.levels)):
         pyramid_level(run, image.zarr / LABEL_GROUP, level, halve_nearest)
-    sums = Told(seam_check.ObjectDistances(seam_lattices_of(image)))
+    sums = Told(seam_check.ObjectDistances(seam_lattices_of(image)), image.mask is not None)
     busiest = _write_table(run, found, before, units, sums)
     if image.settings.measure.preview:
         _write_preview(image, told["tile"], before, busiest)
@@ -194,7 +201,10 @@ def sum_one(work: Pass, name: str) -> Record:
             connected=not image.model.card.classes,
         ),
     )
-    seams = seam_check.line_sums(labels, inside, box, seam_lattices_of(image))
+    known = None
+    if image.mask is not None:
+        known = image.mask.inside(inside, image.scale, image.layout.full_shape)
+    seams = seam_check.line_sums(labels, inside, box, seam_lattices_of(image), known)
     return work.records.add(name, None, vars(sums) | {"seams": seams})
 
 

@@ -135,8 +135,11 @@ class Slide:
         metadata: Mapping[bytes, bytes] = {}
         if self.table.is_file():
             metadata = pq.read_schema(self.table).metadata or {}
+        tiled = self._manifests.get("tile")
+        facts = {} if tiled is None else tiled.facts
         return {
-            "label_scale": float(metadata.get(b"label_scale", b"1")),
+            "label_scale": float(facts.get("scale", 1.0)),
+            "full_shape": facts.get("full_shape"),
             "pixel_size_um": float(metadata.get(b"pixel_size_um", b"") or "nan"),
             "model": metadata.get(b"model", b"").decode(),
         }

@@ -76,10 +76,13 @@ async function show(key, place = {}) {
       askJson(`slides/${entry.key}/slide.json`),
     ]);
     if (view.current !== entry) return; // another one was chosen meanwhile
-    Object.assign(view, { slide, scale: told.label_scale });
+    Object.assign(view, { slide, scale: told.label_scale * slide.step });
     describe(entry, slide, told);
     const sources = [imageLayer(slide, lost(entry))];
-    if (slide.labels) sources.push(labelLayer(slide, style, lost(entry)));
+    if (slide.labels) {
+      const width = slide.labels.shape(0)[1] / (slide.width * slide.step); // the image's last pixel may overhang
+      sources.push({ tileSource: labelLayer(slide, style, lost(entry)), width });
+    }
     await opened(sources);
   } catch (error) {
     return say(`${entry.name} cannot be shown: ${error.message}`);
@@ -114,9 +117,10 @@ function describe(entry, slide = null, told = null) {
   const facts = [];
   if (entry.objects !== null) facts.push(`${entry.objects.toLocaleString("en")} objects`);
   if (slide) {
-    const size = [slide.height, slide.width].map((n) => Math.round(n * view.scale).toLocaleString("en"));
+    const shape = told.full_shape ?? [slide.height, slide.width].map((n) => Math.round(n * view.scale));
+    const size = shape.map((n) => n.toLocaleString("en"));
     facts.push(`${size.join(" × ")} px`, slide.dtype);
-    if (view.scale !== 1) facts.push(`worked on at 1 / ${Number(view.scale.toPrecision(4))}`);
+    if (told.label_scale !== 1) facts.push(`worked on at 1 / ${Number(told.label_scale.toPrecision(4))}`);
     facts.push(told.pixel_size_um === null ? "pixel size not known" : `${Number(told.pixel_size_um.toPrecision(4))} µm per pixel`);
     if (told.model) facts.push(told.model);
   }
@@ -129,7 +133,7 @@ function describe(entry, slide = null, told = null) {
 
 /** A frame around a region that failed. */
 function frame({ box, stage, error }) {
-  const [y0, x0, y1, x1] = box;
+  const [y0, x0, y1, x1] = box.map((n) => n / view.slide.step);
   const location = image().imageToViewportRectangle(x0, y0, x1 - x0, y1 - y0);
   viewer.addOverlay({ element: make("div", { className: "lost", title: `${stage}: ${error}` }), location });
 }
@@ -171,9 +175,11 @@ viewer.addHandler("canvas-click", async ({ quick, position }) => {
   if (!quick || !labels()) return;
   const { x, y } = image().viewportToImageCoordinates(viewer.viewport.pointFromPixel(position));
   const { slide } = view;
-  if (x < 0 || y < 0 || x >= slide.width || y >= slide.height) return;
+  const [v, u] = [y, x].map((n) => Math.floor(n * slide.step));
+  const [height, width] = slide.labels.shape(0);
+  if (u < 0 || v < 0 || u >= width || v >= height) return;
   try {
-    await select(await slide.idAt(Math.floor(y), Math.floor(x)));
+    await select(await slide.idAt(v, u));
   } catch (error) {
     showRow(null, error.message);
   }

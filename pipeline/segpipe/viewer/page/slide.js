@@ -33,7 +33,8 @@ export async function openSlide(url, labelled) {
   const { multiscales, omero } = group.attrs.ome;
   const image = await openPyramid(group, multiscales[0]);
   const labels = labelled ? await openLabels(group) : null;
-  return new Slide(image, labels, omero.channels, pixelSizeUm(multiscales[0]));
+  const finest = Number(multiscales[0].datasets[0].path); // above 0: the image was not copied
+  return new Slide(image, labels, omero.channels, pixelSizeUm(multiscales[0]), 2 ** finest);
 }
 
 /** A server that does not know ranges would send whole files, which decode to nonsense. */
@@ -93,8 +94,9 @@ class Pyramid {
 }
 
 class Slide {
-  constructor(image, labels, channels, pixelSizeUm) {
-    Object.assign(this, { image, labels, pixelSizeUm });
+  /** `step`: pixels of the labels for one of the image. */
+  constructor(image, labels, channels, pixelSizeUm, step) {
+    Object.assign(this, { image, labels, pixelSizeUm, step });
     [this.height, this.width] = image.shape(0);
     this.levels = image.arrays.length;
     this.dtype = image.arrays[0].dtype;
