@@ -263,6 +263,8 @@ def test_predict_gives_the_likeliest_class_whatever_the_regions(model, tmp_path)
     named = group["attributes"]["ome"]["image-label"]["properties"]
     assert named[2] == {"label-value": 2, "class": "ring"}
     assert (outs[64] / "a.png").stat().st_size > 1000
+    report = (outs[64] / "report.html").read_text()
+    assert "2 classes" in report and "median diameter" not in report and "Size of obj" not in report
     assert np.array_equal(
         segpipe.segment(
             pixels, str(model), segpipe.load_settings(None, ["tile.core=64", "tile.chunk=32"])
@@ -290,6 +292,11 @@ def test_ties_go_to_the_lowest_place():
         values = every[:, y, x].tolist()
         assert labels[y, x] == values.index(max(values))
         assert certainty[y, x] == max(values)
+
+
+def test_bench_is_of_objects(model):
+    ran = CliRunner().invoke(main, ["bench", "-m", str(model), "--size", "64"])
+    assert ran.exit_code == 2 and "gives classes" in ran.output
 
 
 def test_settings_of_objects_are_refused(model):

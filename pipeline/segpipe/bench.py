@@ -31,6 +31,7 @@ from segpipe.floors import SAMPLE, Floor, measure_floor
 from segpipe.geometry import ceil_to
 from segpipe.inputs import Input
 from segpipe.machine import cpu_name, default_workers, memory_bytes, usable_cores
+from segpipe.models.modelfile import find_model, read_card
 from segpipe.prepare import load_model, prepare
 from segpipe.records import write_json
 from segpipe.report import library_versions
@@ -79,6 +80,8 @@ class Job:
         """
         options = {"infer.model": model, "infer.device": device, "engine.workers": workers}
         settings = load_settings(None, overrides, options)
+        if read_card(find_model(settings.infer.model)).classes:
+            raise SettingsError(f"{model} gives classes; bench measures models of objects")
         count = settings.engine.workers or default_workers(BYTES_PER_WORKER)
         return cls(size, count, settings.infer.model, settings, tuple(overrides))
 

@@ -74,10 +74,20 @@ class Slide:
         return shape[1] * shape[2] / 1e6 if shape else self.megapixels
 
     @property
+    def is_of_classes(self) -> bool:
+        """Whether its labels are classes: then there are as many objects as classes that occur."""
+        return bool(self.entry.get("classes"))
+
+    @property
+    def sizes(self) -> Mapping[str, Any]:
+        """The histogram of objects; empty where there is none."""
+        return {} if self.is_of_classes else self.entry.get("sizes") or {}
+
+    @property
     def density(self) -> tuple[float, str] | None:
         """Objects per area, and its unit."""
         objects, megapixels = self.entry.get("objects"), self.megapixels
-        if objects is None or not megapixels:
+        if objects is None or not megapixels or self.is_of_classes:
             return None
         if self.pixel_size_um:
             return objects / (megapixels * self.pixel_size_um**2), "/mm\u00b2"  # Mpx um2 = mm2
@@ -86,8 +96,8 @@ class Slide:
     @cached_property
     def diameter(self) -> tuple[float, str] | None:
         """The median equivalent diameter, and its unit."""
-        sizes = self.entry.get("sizes") or {}
-        middle = quantile(sizes.get("diameter_edges_px", []), sizes.get("counts", []), 0.5)
+        edges, counts = self.sizes.get("diameter_edges_px", []), self.sizes.get("counts", [])
+        middle = quantile(edges, counts, 0.5)
         if middle is None:
             return None
         return (middle * self.pixel_size_um, "um") if self.pixel_size_um else (middle, "px")
@@ -95,8 +105,9 @@ class Slide:
     @property
     def covered(self) -> float | None:
         """Share of the image that objects cover."""
-        sizes = self.entry.get("sizes")
-        return sizes["area_px"] / (self.megapixels * 1e6) if sizes and self.megapixels else None
+        if not self.sizes or not self.megapixels:
+            return None
+        return float(self.sizes["area_px"] / (self.megapixels * 1e6))
 
     @property
     def occupied(self) -> float | None:
@@ -251,7 +262,8 @@ def _totals(slides: Sequence[Slide]) -> str:
 def _details(place: int, slide: Slide, opened: bool) -> str:
     entry = slide.entry
     shown = " open" if opened else ""
-    count = "" if entry.get("objects") is None else f" &middot; {entry['objects']:,} objects"
+    noun = "classes" if slide.is_of_classes else "objects"
+    count = "" if entry.get("objects") is None else f" &middot; {entry['objects']:,} {noun}"
     return f"""<details class="slide"{shown}><summary><bdi>{_text(slide.name)}</bdi> &middot;
 <span class="{_text(slide.status)}">{_text(slide.status)}</span>{count}</summary><div id="s{place}">
 {_failures(entry)}{_warnings(entry)}
@@ -341,7 +353,7 @@ def _warnings(entry: Mapping[str, Any]) -> str:
 
 
 def _sizes(slide: Slide) -> str:
-    sizes = slide.entry.get("sizes") or {}
+    sizes = slide.sizes
     unit, factor = ("um", slide.pixel_size_um) if slide.pixel_size_um else ("px", 1.0)
     edges = [edge * factor for edge in sizes.get("diameter_edges_px", [])]
     chart = histogram_svg(

@@ -432,6 +432,7 @@ def image_facts(image: Image) -> dict[str, Any]:
         "model_hash": image.model.hash,
         "model_chosen": image.chosen,
         "exact": image.model.exact,
+        "classes": list(image.model.card.outputs) if image.model.card.classes else [],
         "plan": vars(image.plan) | {"context": image.model.context},
         "region": image.region,
         "overrides": overrides(image.settings)
