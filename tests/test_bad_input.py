@@ -41,6 +41,7 @@ def test_an_empty_folder(tmp_path):
     result = predict(tmp_path / "in", tmp_path / "out")
     assert result.exit_code == 2
     assert "no images in" in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists(), "nothing was started"
 
 
 def test_a_path_that_does_not_exist(tmp_path):

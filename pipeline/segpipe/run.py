@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine
-from segpipe.errors import BusyError, InputError, SegpipeError, Stopped
+from segpipe.errors import BusyError, InputError, SegpipeError, SettingsError, Stopped
 from segpipe.footprint import check_device, choose_processes
 from segpipe.inputs import Input, find_inputs
 from segpipe.jobs import read_job, write_job
@@ -81,10 +81,17 @@ def predict(
     """
     started = time.perf_counter()
     settings = settings or Settings()
+    was_there = Path(out).exists()
     folder = writable_folder(Path(out))
-    if "infer" in stages and settings.infer.device not in ("auto", "cpu"):
-        check_device(settings.infer.device)  # not here: said before the plan is written
-    search = find_inputs([Path(path) for path in inputs], folder, settings.tile)
+    try:
+        if "infer" in stages and settings.infer.device not in ("auto", "cpu"):
+            check_device(settings.infer.device)  # not here: said before the plan is written
+        search = find_inputs([Path(path) for path in inputs], folder, settings.tile)
+    except SettingsError:
+        if not was_there:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing was started
+        raise
     planes = [one.source for one in search if one.plane != THE_PLANE]
     if planes:
         files = counted(len(set(planes)), "file")
