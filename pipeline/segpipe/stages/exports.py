@@ -99,6 +99,7 @@ class Results:
             levels.append(group / str(len(levels)))
         array = open_array(levels[0])
         shard = array.shards or array.chunks
+        full_shape = tiled.facts.get("full_shape") or array.shape
         told = pq.read_schema(table).metadata or {}
         metadata = {key.decode(): value.decode() for key, value in told.items()}
         size = metadata.get("pixel_size_um", "")
@@ -109,8 +110,8 @@ class Results:
             Lattice((array.shape[0], array.shape[1]), (shard[0], shard[1])),
             tuple(stitched.facts["first_ids"]),
             metadata,
-            float(tiled.facts["scale"]),
-            (tiled.facts["full_shape"][0], tiled.facts["full_shape"][1]),
+            float(tiled.facts.get("scale", 1.0)),
+            (full_shape[0], full_shape[1]),
             float(size) if size else None,
         )
 
