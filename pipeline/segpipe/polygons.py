@@ -68,7 +68,7 @@ def bands_of_polygons(
 
     Notes
     -----
-    As `properties.bands_of_rows`: memory grows with the pieces of one band, and of those objects that
+    As `bands.Bands`: memory grows with the pieces of one band, and of those objects that
     cross from one band to another.
     """
     strays: list[Pieces] = []

@@ -1,7 +1,8 @@
-"""Pictures as PNG files."""
+"""Pictures as files."""
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from imagecodecs import zlibng_encode
+from PIL import Image
 
 from segpipe.export.drawing import Picture
 
@@ -23,9 +25,20 @@ def write_png(path: Path, picture: Picture) -> None:
     OSError
         When it cannot be written.
     """
+    _write(path, encode_png(picture))
+
+
+def write_jpeg(path: Path, picture: Picture) -> None:
+    """As `write_png`, for a picture that is to be small."""
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, format="JPEG", quality=80)
+    _write(path, encoded.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(encode_png(picture))
+        partial.write_bytes(data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

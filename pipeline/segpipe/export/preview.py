@@ -15,11 +15,9 @@ Pure drawing on arrays; whoever calls it reads them. `Plan` says what to read, `
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,22 +215,11 @@ def _drawing_on(canvas: Picture, box: Box) -> Iterator[ImageDraw.ImageDraw]:
     canvas[box.slices] = np.asarray(part)
 
 
-def write_thumbnail(path: Path, picture: Picture) -> None:
-    """Write the panels of a finished picture, without what is written above them, as a small JPEG.
-
-    Raises
-    ------
-    OSError
-        When it cannot be written.
-    """
+def thumbnail_of(picture: Picture) -> Picture:
+    """The panels of a finished picture, without what is written above them, small."""
     small = Image.fromarray(picture[_HEAD - _MARGIN // 2 :])
     small.thumbnail(THUMBNAIL, Image.Resampling.BOX)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        small.save(partial, format="JPEG", quality=80)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return np.asarray(small)
 
 
 def _at(y: int, x: int, panel: Picture) -> Box:

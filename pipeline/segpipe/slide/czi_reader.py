@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,16 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 from pylibCZIrw import czi
 
-from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.slide.cells import CELL, assemble
 from segpipe.slide.pixel_size import number, stated_pixel
 from segpipe.slide.planes import Place, Scene
 from segpipe.slide.segments import SegmentCache
-from segpipe.slide.source import Header, Level, PixelSize, check_size, printable, project, unusable
+from segpipe.slide.source import (
+    Header,
+    Level,
+    PixelSize,
+    check_size,
+    printable,
+    project,
+    reading,
+    unusable,
+)
 from segpipe.slide.tiff_metadata import channel_names
 
 _REMEDY = "copy or export the file again"
+_DAMAGED = "is damaged, or no CZI that can be read"
 _GREY = {"Gray8": np.uint8, "Gray16": np.uint16, "Gray32Float": np.float32}
 _COLOUR = {"Bgr24": np.uint8, "Bgr48": np.uint16}
 
@@ -42,23 +50,12 @@ def open_czi(path: Path) -> CziContents:
     return CziContents(path)
 
 
-@contextlib.contextmanager
-def _readable(path: Path, what: str = "is damaged, or no CZI that can be read") -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        why = printable(str(error) or type(error).__name__)
-        raise unusable(path, f"{what} ({why})", _REMEDY) from error
-
-
 class CziContents:
     """A CZI file whose headers were read. See `Contents`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _readable(path), czi.open_czi(str(path)) as document:
+        with reading(path, _DAMAGED, _REMEDY), czi.open_czi(str(path)) as document:
             sizes = {
                 axis: end - start for axis, (start, end) in document.total_bounding_box.items()
             }
@@ -160,7 +157,7 @@ class CziSource:
         self._lock = threading.Lock()
         self._cache = SegmentCache()
         self._open = contextlib.ExitStack()
-        with _readable(path):
+        with reading(path, _DAMAGED, _REMEDY):
             self._document = self._open.enter_context(czi.open_czi(str(path)))
 
     def close(self) -> None:
@@ -201,7 +198,7 @@ class CziSource:
         height, width = box.shape
         area = (self._x + box.x0, self._y + box.y0, width, height)
         background = (1.0, 1.0, 1.0) if self.header.rgb else (0.0, 0.0, 0.0)
-        with _readable(self._path, f"cannot be decoded in {box}"), self._lock:
+        with reading(self._path, f"cannot be decoded in {box}", _REMEDY), self._lock:
             pixels = self._document.read(
                 area, plane, scene=self._scene, background_pixel=background
             )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from segpipe.slide.source import (
     downsample_of,
     left_out,
     printable,
+    reading,
     unusable,
     working_dtype,
 )
@@ -44,6 +44,7 @@ COLOURS = ("red", "green", "blue")
 """Labels by which an image is known as RGB; omero's display colours do not tell it."""
 
 _REMEDY = "give an OME-Zarr 0.4 or 0.5 folder"
+_UNREADABLE = "is no OME-Zarr image that can be read"
 _MARKERS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
 
@@ -69,7 +70,7 @@ def open_omezarr(path: Path) -> OmeZarrContents:
     local = remote_url(path) is None
     if local and not any((path / marker).is_file() for marker in _MARKERS):
         raise unusable(path, "is a folder without Zarr metadata", _REMEDY)
-    with _readable(path):
+    with reading(path, _UNREADABLE, _REMEDY):
         return OmeZarrContents(path)
 
 
@@ -81,7 +82,7 @@ def list_labels(path: Path) -> tuple[Path, ...]:
     InputError
         When the metadata cannot be read, or lead out of the folder.
     """
-    with _readable(path):
+    with reading(path, _UNREADABLE, _REMEDY):
         root = zarr.open_group(open_store(path), mode="r", use_consolidated=False)
         group = root.get("labels")
         listed = namespace(group).get("labels") if isinstance(group, zarr.Group) else None
@@ -89,17 +90,6 @@ def list_labels(path: Path) -> tuple[Path, ...]:
         for name in names:
             inside(path, root["labels"], name)  # type: ignore[arg-type]
         return tuple(path / "labels" / name for name in names)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        why = printable(str(error) or type(error).__name__)
-        raise unusable(path, f"is no OME-Zarr image that can be read ({why})", _REMEDY) from error
 
 
 class OmeZarrContents:
@@ -117,7 +107,7 @@ class OmeZarrContents:
 
     def _opened(self, number: int) -> OmeZarrSource:
         if number not in self._sources:
-            with _readable(self._path):
+            with reading(self._path, _UNREADABLE, _REMEDY):
                 self._sources[number] = _source(self._path, self._found[number][1]())
         return self._sources[number]
 

@@ -19,9 +19,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from segpipe.errors import InputError
 from segpipe.slide.planes import Contents
-from segpipe.slide.source import printable, unusable
+from segpipe.slide.source import printable, reading, unusable
 
 GROUP = "segpipe.readers"
 Opener = Callable[[Path], Contents]
@@ -98,15 +97,8 @@ def _loaded(path: Path, load: Callable[[], Any], name: str) -> Opener:
         ) from error
 
     def opened(given: Path) -> Contents:
-        try:
+        with reading(given, f"cannot be read by {name}", "copy or export it again"):
             contents: Contents = opener(given)
-        except InputError:
-            raise
-        except Exception as error:
-            why = printable(str(error) or type(error).__name__)
-            raise unusable(
-                given, f"cannot be read by {name} ({why})", "copy or export it again"
-            ) from error
         return contents
 
     return opened

@@ -6,7 +6,8 @@ what a header says reaches a message only through `printable`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,6 +158,30 @@ def printable(text: object, limit: int = 160) -> str:
 def unusable(path: Path, what: str, remedy: str) -> InputError:
     """The error of one line that names the file, what is wrong with it and what to do."""
     return InputError(f"{printable(path.name)}: {what}; {remedy}")
+
+
+@contextmanager
+def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Inside, whatever a library raises over a file is an InputError: its readers name no errors, and a
+    header made to break one may raise anything.
+
+    Parameters
+    ----------
+    what, remedy
+        As for `unusable`; the reason is added.
+
+    Raises
+    ------
+    InputError
+        For any exception, one of ours as it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        why = printable(str(error) or type(error).__name__)
+        raise unusable(path, f"{what} ({why})", remedy) from error
 
 
 def check_size(

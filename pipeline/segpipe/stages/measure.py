@@ -29,7 +29,7 @@ from segpipe.compute import Engine
 from segpipe.errors import SegpipeError
 from segpipe.export import parquet, preview
 from segpipe.export.drawing import contrast
-from segpipe.export.png import write_png
+from segpipe.export.png import write_jpeg, write_png
 from segpipe.geometry import Box, Lattice
 from segpipe.intensities import largest_of, unit_of
 from segpipe.neighbours import nearest_distances
@@ -370,4 +370,4 @@ def _write_preview(
     detail = overview if level == 0 and part == whole else view(0, part)
     picture = preview.compose(overview, detail, caption)
     write_png(image.preview, picture)
-    preview.write_thumbnail(image.thumbnail, picture)
+    write_jpeg(image.thumbnail, preview.thumbnail_of(picture))
