@@ -269,9 +269,9 @@ def test_small_image_is_shown_bare_and_with_objects() -> None:
     labels = discs((100, 100), 8, 20)
     view = View(blank(labels), labels, Box(0, 0, 100, 100))
     picture = compose(view, view, Caption("x", 25))
-    left, right = picture[74:574, 20:520], picture[74:574, 540:1040]
-    assert (left[:400] == 40).all()
-    assert (right[:400] != 40).any(axis=2).mean() > 0.02
+    left, right = picture[74:374, 20:320], picture[74:374, 340:640]
+    assert (left[:240] == 40).all()
+    assert (right[:240] != 40).any(axis=2).mean() > 0.02
 
 
 def scale_bar(picture: np.ndarray, x0: int, x1: int) -> int:

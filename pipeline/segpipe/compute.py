@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Protocol
 from uuid import uuid4
@@ -46,7 +46,7 @@ class Outcome:
     found: Any
     error: str | None
     peak_bytes: int = 0
-    """Most memory that the process which did it ever had; 0: not known."""
+    """Most memory that the process which did it ever had, where that is another than the client."""
 
 
 class Engine(Protocol):
@@ -106,7 +106,7 @@ class SerialEngine:
 def try_once(task: Task, job: Any, region: str) -> Outcome:
     """What becomes of one region in one try; what is no bad data is raised."""
     try:
-        return Outcome(region, task(job, region), None, peak_memory_bytes())
+        return Outcome(region, task(job, region), None)
     except FATAL:
         raise
     except BAD_DATA as caught:  # a bug keeps its traceback
@@ -117,6 +117,7 @@ def try_several(task: Task, job: Any, regions: Sequence[str]) -> tuple[list[Outc
     """What becomes of some regions, one after the other, and the seconds they took."""
     started = time.perf_counter()
     outcomes = [try_once(task, job, region) for region in regions]
+    outcomes[-1] = replace(outcomes[-1], peak_bytes=peak_memory_bytes())
     return outcomes, time.perf_counter() - started
 
 

@@ -51,10 +51,10 @@ def peak_memory_bytes() -> int:
     """Most memory that this process ever had: its resident set, pages of files included."""
     try:
         # Not getrusage, which on Linux also tells of the process that started this one.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            _, _, told = file.read(4096).partition(b"VmHWM:")
+        return int(told.split(maxsplit=1)[0]) * 1024
+    except (OSError, ValueError, IndexError):
         pass
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -45,6 +45,8 @@ PUBLISH = "publish"
 FORMAT = 3
 """Of entries. Records of another format count as none: their regions are done again."""
 
+KEPT_BYTES = 2**20
+"""Arrays of at most so many bytes are kept for whoever asks next."""
 
 _JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 
@@ -162,6 +164,7 @@ class Records:
         self.name = name
         self.fingerprint = fingerprint
         self.array = None if array is None else os.path.relpath(array, folder)
+        self._latest: tuple[Record, Mapping[str, Array]] | None = None
 
     def add(
         self,
@@ -195,10 +198,19 @@ class Records:
                 parts.append(data)
         text = json.dumps(line, default=str)
         file, offset = _append(self.folder, b"".join([b"+", text.encode(), b"\n", *parts]))
-        return _record(json.loads(text), file, offset)
+        record = _record(json.loads(text), file, offset)
+        small = sum(map(len, parts)) <= KEPT_BYTES
+        self._latest = (record, payload) if payload and small else None
+        return record
 
     def payload(self, record: Record, names: Collection[str] | None = None) -> dict[str, Array]:
-        """The arrays that a region handed on, all of them or those asked for; as `read_arrays`."""
+        """The arrays that a region handed on, all of them or those asked for; as `read_arrays`.
+
+        Those of the region that this process did last need not be read: of a small image that is all.
+        """
+        if self._latest is not None and self._latest[0] is record:
+            arrays = self._latest[1]
+            return {key: arrays[key] for key in arrays if names is None or key in names}
         return read_arrays(self.folder, record.file, record.offset, names)
 
 

@@ -7,11 +7,11 @@ that of what happens between them. Start and end of the process count separately
 with the number of files.
 
     network    windows: cut, normalised, through the network, cropped, quantised
-    stitching  components, seams and the tables that they become, growth, sums over objects
+    stitching  the stage of that name, and sums over objects
     pixels     opening the file to read it, shards read and written (fsync included), statistics over
-               all pixels
+               all pixels, the picture written as PNG and as JPEG
     metadata   of arrays and groups, written and read; this and what follows count as outside
-    picture    colours, outlines, letters, PNG
+    picture    colours, outlines, letters
     table      the table of objects
     records    completion records and what they hand on
     the rest   all else: manifests, what is to be done, opening the file to see what is in it
@@ -34,6 +34,7 @@ from typing import Any
 KINDS = {
     "network": ["segpipe.inference:predict_region"],
     "stitching": [
+        "segpipe.stages.stitch:stitch",
         "segpipe.components:label_region",
         "segpipe.seams:merge_seams",
         "segpipe.growth:grow",
@@ -55,7 +56,9 @@ KINDS = {
         "segpipe.percentiles:Histogram.sum",
         "segpipe.occupancy:cell_extremes",
         "segpipe.occupancy:tile_occupancy",
-        "segpipe.stages.tile:Reader.slide",
+        "segpipe.stages.reading:Reader.slide",
+        "segpipe.export.png:write_png",
+        "segpipe.export.png:write_jpeg",
     ],
     "metadata": [
         "segpipe.store:create_array",
@@ -67,7 +70,7 @@ KINDS = {
     "picture": [
         "segpipe.export.drawing:contrast",
         "segpipe.export.preview:compose",
-        "segpipe.export.png:write_png",
+        "segpipe.export.preview:thumbnail_of",
     ],
     "table": [
         "segpipe.export.parquet:TableWriter.write",

@@ -15,6 +15,7 @@ Pure drawing on arrays; whoever calls it reads them. `Plan` says what to read, `
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,9 +38,8 @@ THUMBNAIL = (800, 450)
 _MARGIN, _HEAD, _FOOT = 20, 74, 26  # pixels: around panels, title and facts, line under a panel
 _PANEL = (770, 770)  # two of them beside each other fill the picture
 _THIN = 16  # pixels: an overview is stretched to at least this
-_ENLARGED = (
-    520  # pixels: beyond twice its size nothing is enlarged past this; there may be thousands
-)
+_ENLARGED = 300  # pixels: no whole image is enlarged past this; there may be thousands
+_CLOSER = 2  # times that a detail of a larger image is enlarged, where it fits
 _ENLARGE = 64  # display pixels per image pixel at most
 _FRAME = 8
 _LARGE, _MEDIUM, _SMALL = 26, 16, 14  # heights of letters
@@ -117,11 +117,12 @@ def _panels(shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     return (height, width), (_PANEL[0] - height - _FOOT, width)
 
 
-def _fit(shape: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
-    """The display size of `shape` within `limit`: a whole factor larger, or smaller; never thin."""
+def _fit(shape: tuple[int, int], limit: tuple[int, int], least: int = 1) -> tuple[int, int]:
+    """The display size of `shape` within `limit`: a whole factor larger, `least` where there is room,
+    or smaller; never thin."""
     factor = min(limit[0] / shape[0], limit[1] / shape[1])
     if factor >= 1:
-        factor = min(int(factor), max(_ENLARGED // max(shape), 2), _ENLARGE)
+        factor = min(int(factor), max(_ENLARGED // max(shape), least), _ENLARGE)
     height, width = (
         min(max(round(n * factor), _THIN), m) for n, m in zip(shape, limit, strict=True)
     )
@@ -163,7 +164,8 @@ def compose(overview: View, detail: View, caption: Caption) -> Picture:
     left, left_labels = bare = _resized(overview, _fit(shape, limits[0]))
     apart = detail.box != overview.box
     alone = detail is overview and limits[0] == limits[1]
-    right, right_labels = bare if alone else _resized(detail, _fit(detail.box.shape, limits[1]))
+    size = _fit(detail.box.shape, limits[1], _CLOSER if apart else 1)
+    right, right_labels = bare if alone else _resized(detail, size)
     if apart:
         left = draw_overview(left, left_labels)
     right = draw_outlines(right, right_labels, width=2 if right.size > detail.display.size else 1)
@@ -197,13 +199,22 @@ def compose(overview: View, detail: View, caption: Caption) -> Picture:
             _draw_mark(draw, first.within(around), overview.box, detail.box)
     for panel, view, note in zip((first, second), (overview, detail), notes, strict=True):
         foot = Box(panel.y1, panel.x0, min(panel.y1 + _FOOT + 4, height), width)
-        with _drawing_on(canvas, foot) as draw:
-            write_line(draw, (5, 0), note, (_SMALL, _PALE), width - panel.x0 - _MARGIN)
+        canvas[foot.slices] = _note(note, foot.shape)
         per_pixel = view.box.shape[1] / panel.shape[1]
         if panel.shape[0] >= 60 and panel.shape[1] >= 120:
             with _drawing_on(canvas, Box(panel.y1 - 60, panel.x0, panel.y1, panel.x1)) as draw:
                 _draw_scale_bar(draw, (60, panel.shape[1]), per_pixel, caption.pixel_size_um)
     return canvas
+
+
+@functools.lru_cache(maxsize=16)
+def _note(text: str, shape: tuple[int, int]) -> Picture:
+    """The line under a panel, with the ground to the right border; of many small images, it is the same."""
+    strip = np.empty((*shape, 3), np.uint8)
+    strip[:] = _GROUND
+    with _drawing_on(strip, Box(0, 0, *shape)) as draw:
+        write_line(draw, (5, 0), text, (_SMALL, _PALE), shape[1] - _MARGIN)
+    return strip
 
 
 @contextmanager
@@ -217,9 +228,11 @@ def _drawing_on(canvas: Picture, box: Box) -> Iterator[ImageDraw.ImageDraw]:
 
 def thumbnail_of(picture: Picture) -> Picture:
     """The panels of a finished picture, without what is written above them, small."""
-    small = Image.fromarray(picture[_HEAD - _MARGIN // 2 :])
-    small.thumbnail(THUMBNAIL, Image.Resampling.BOX)
-    return np.asarray(small)
+    panels = picture[_HEAD - _MARGIN // 2 :]
+    width, height = THUMBNAIL
+    factor = max(-(-panels.shape[0] // height), -(-panels.shape[1] // width))
+    # a whole factor: a fifth of the time of any other, and there may be thousands
+    return np.asarray(Image.fromarray(panels).reduce(factor)) if factor > 1 else panels
 
 
 def _at(y: int, x: int, panel: Picture) -> Box:

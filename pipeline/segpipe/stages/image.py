@@ -307,14 +307,16 @@ class Manifest:
     def read(cls, path: Path) -> Manifest | None:
         """The manifest at `path`, None when there is none."""
         try:
-            return _parsed(path.read_bytes())
+            stat = os.stat(path)
+            return _read(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
         except OSError:
             return None
 
 
 @lru_cache(maxsize=64)
-def _parsed(content: bytes) -> Manifest | None:
+def _read(path: Path, _state: tuple[int, int, int]) -> Manifest | None:
     """The manifest in a file; it is asked for again and again while an image is worked on."""
+    content = path.read_bytes()
     try:
         told = json.loads(content.decode("utf-8", "surrogateescape"))
         return Manifest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -291,9 +292,13 @@ def _distances(image: Image, bands: Bands, frame: Frame) -> Array | None:
 
 
 def _mapped(folder: Path, parts: Iterable[Array]) -> Array:
-    """Arrays of float64, one after the other, on disk and not in memory."""
+    """Arrays of float64, one after the other; where there are several, on disk and not in memory."""
+    parts = iter(parts)
+    begun = list(itertools.islice(parts, 2))
+    if len(begun) == 1:
+        return begun[0]
     with tempfile.TemporaryFile(dir=folder) as file:
-        for part in parts:
+        for part in itertools.chain(begun, parts):
             file.write(part.tobytes())
         return np.memmap(file, np.float64, "r") if file.tell() else np.zeros(0)
 
