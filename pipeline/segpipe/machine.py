@@ -51,7 +51,7 @@ def peak_memory_bytes() -> int:
     """Most memory that this process ever had: its resident set, pages of files included."""
     try:
         # Not getrusage, which on Linux also tells of the process that started this one.
-        with open("/proc/self/status", "rb", buffering=0) as file:
+        with Path("/proc/self/status").open("rb", buffering=0) as file:
             _, _, told = file.read(4096).partition(b"VmHWM:")
         return int(told.split(maxsplit=1)[0]) * 1024
     except (OSError, ValueError, IndexError):

@@ -209,7 +209,7 @@ def compose(overview: View, detail: View, caption: Caption) -> Picture:
 
 @functools.lru_cache(maxsize=16)
 def _note(text: str, shape: tuple[int, int]) -> Picture:
-    """The line under a panel, with the ground to the right border; of many small images, it is the same."""
+    """The line under a panel, with the ground to the right border; of many small images the same."""
     strip = np.empty((*shape, 3), np.uint8)
     strip[:] = _GROUND
     with _drawing_on(strip, Box(0, 0, *shape)) as draw:

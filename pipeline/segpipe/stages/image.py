@@ -307,7 +307,7 @@ class Manifest:
     def read(cls, path: Path) -> Manifest | None:
         """The manifest at `path`, None when there is none."""
         try:
-            stat = os.stat(path)
+            stat = path.stat()
             return _read(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
         except OSError:
             return None
