@@ -515,3 +515,41 @@ def test_a_best_that_came_early_is_kept(data, tmp_path, monkeypatch):
     trained = train(settings_of(data, tmp_path))
     found = weights(trained.model)
     assert all(torch.equal(found[key], kept[key]) for key in found if not key.endswith("tracked"))
+
+
+def test_a_training_starts_with_the_weights_of_a_model(data, tmp_path, monkeypatch):
+    before = train(settings_of(data, tmp_path / "before")).model
+    told = tree(data, tmp_path / "out", steps=1, validate_every=1, learning_rate=1e-9)
+    del told["network"]
+    trained = train(parse_train_settings(told | {"start": str(before)}, "test"))
+    network, card = load_model(before)
+    after, became = load_model(trained.model)
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and "running" not in key:
+            torch.testing.assert_close(after.state_dict()[key], tensor, rtol=0, atol=1e-6)
+    assert (became.architecture, became.outputs) == (card.architecture, card.outputs)
+    assert became.figures["trained from"].startswith("made, ")
+    anew = tree(data, tmp_path / "out", steps=1, validate_every=1, learning_rate=1e-9)
+    with pytest.raises(SettingsError, match="other settings"):  # the start is part of them
+        train(parse_train_settings(anew, "test"))
+
+
+def test_a_start_that_is_another_network_is_named(data, tmp_path):
+    before = train(settings_of(data, tmp_path / "before", steps=1, validate_every=1)).model
+    told = tree(data, tmp_path / "out") | {"start": str(before)}
+    told["network"]["architecture"]["parameters"]["width"] = 8
+    with pytest.raises(SettingsError, match=r"another network\.architecture .*leave network out"):
+        train(parse_train_settings(told, "test"))
+
+
+def test_a_start_that_is_not_there_is_one_line(data, tmp_path):
+    told = tree(data, tmp_path / "out") | {"start": "nuclei-flourescence"}
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(told))
+    result = CliRunner().invoke(main, ["train", str(path)])
+    assert result.exit_code == 2
+    assert "did you mean" in result.output or "nuclei-fluorescence" in result.output
+    del told["network"]
+    path.write_text(yaml.safe_dump(told))
+    again = CliRunner().invoke(main, ["train", str(path)])
+    assert again.exit_code == 2 and len(again.output.strip().splitlines()) == 1, again.output

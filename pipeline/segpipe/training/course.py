@@ -28,7 +28,7 @@ from segpipe.errors import InputError, SettingsError, Stopped
 from segpipe.models.card import ModelCard
 from segpipe.models.context import ModelGeometry, next_admissible
 from segpipe.models.foreign import DAMAGED
-from segpipe.models.modelfile import SUFFIX, write_model
+from segpipe.models.modelfile import SUFFIX, find_model, model_hash, write_model
 from segpipe.models.network import Network
 from segpipe.records import write_text
 from segpipe.stopping import stop_on_signals
@@ -206,6 +206,9 @@ class Course:
             "split": self.split.digest,
             "trained for": f"{best} steps of {course.batch} crops of {size} px",
         }
+        if self.settings.start is not None:
+            start = find_model(self.settings.start)
+            figures["trained from"] = f"{start.stem}, {model_hash(start)}"
         diameter = None if self.card.classes else _diameter(self.training)
         card = tuned.model_copy(update={"figures": figures, "object_diameter_px": diameter})
         model = self.out / f"{self.settings.name}{SUFFIX}"
@@ -237,6 +240,8 @@ def _digest(settings: TrainSettings, split: Split, trainer: Trainer) -> str:
     """
     tree = settings.model_dump(mode="json", exclude={"output", "card"})
     tree["data"] = {key: tree["data"][key] for key in ("channel", "validation")}
+    if tree["start"] is not None:
+        tree["start"] = model_hash(find_model(tree["start"]))
     made_by = [torch.__version__, trainer.device.type, str(trainer.precision)]
     threads = torch.get_num_threads() if trainer.device.type == "cpu" else 0
     told = json.dumps([__version__, tree, split.digest, made_by, threads], sort_keys=True)

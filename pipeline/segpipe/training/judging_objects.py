@@ -43,6 +43,7 @@ class Objects:
             "mean AP, IoU .50 to .90": scores.mean_ap(),
             "AP at IoU .50, mean of images": scores.ap_by_image(0.5),
             "AP at IoU .90, mean of images": scores.ap_by_image(0.9),
+            "mean AP, IoU .50 to .90, mean of images": scores.mean_ap_by_image(),
             "PQ": scores.pq,
             "AJI": scores.aji,
             "Dice": scores.dice,

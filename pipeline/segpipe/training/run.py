@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import numpy as np
 import torch
 
 from segpipe.errors import InputError, SettingsError
 from segpipe.models.card import Decode, ModelCard, parse_card
-from segpipe.models.modelfile import model_geometry
-from segpipe.models.network import build_network, build_twin
+from segpipe.models.modelfile import find_model, load_model, model_geometry
+from segpipe.models.network import Network, build_network, build_twin
 from segpipe.prepare import writable_folder
 from segpipe.records import locked
 from segpipe.segmenter import choose_device
 from segpipe.training.course import CHECKPOINT, Course, Trained, input_size
 from segpipe.training.dataset import Split, load_samples, split_samples
 from segpipe.training.named_losses import WEIGHING, build_loss
-from segpipe.training.settings import HEAVIEST, TrainSettings
+from segpipe.training.settings import HEAVIEST, NetworkSettings, TrainSettings, network_of
 from segpipe.training.trainer import Trainer
 from segpipe.training.weights import Weighing, balanced_class_weights
 
@@ -53,16 +54,40 @@ def train(settings: TrainSettings, *, restart: bool = False) -> Trained:
             "%d images for training, %d for validation (split %s)",
             *(len(split.training), len(split.validation), split.digest),
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            network = build_network(*card.network_arguments)
-        trainer = Trainer(network, settings, choose_device(settings.device))
+        trainer = Trainer(_first_network(settings, card), settings, choose_device(settings.device))
         course = Course(settings, card, geometry, split, trainer, weighing_of(settings, split))
         if restart:
             (out / CHECKPOINT).unlink(missing_ok=True)
         course.resume()
         course.run()
         return course.finish()
+
+
+def _first_network(settings: TrainSettings, card: ModelCard) -> Network:
+    """The network before its first step.
+
+    Raises
+    ------
+    ModelError
+        When there is no such model to start from, or it is another network.
+    """
+    if settings.start is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            return build_network(*card.network_arguments)
+    network, before = load_model(find_model(settings.start))
+    there, asked = network_of(before), settings.network
+    for key in NetworkSettings.model_fields:
+        if getattr(there, key) != getattr(asked, key):
+            raise SettingsError(
+                f"start: {settings.start} has another network.{key} than is asked for: "
+                f"{_plain(there)[key]} and not {_plain(asked)[key]}; leave network out"
+            )
+    return network
+
+
+def _plain(network: NetworkSettings) -> dict[str, Any]:
+    return network.model_dump(mode="json")
 
 
 def first_card(settings: TrainSettings) -> ModelCard:

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segpipe.errors import SettingsError
-from segpipe.models.card import Architecture, Fixed, Name, Percentile, first_problem
+from segpipe.models.card import (
+    Architecture,
+    Fixed,
+    ModelCard,
+    Name,
+    Percentile,
+    first_problem,
+)
+from segpipe.models.modelfile import find_model, read_card
 from segpipe.settings import read_yaml
 
 INSTANCES = ("foreground", "interior")
@@ -194,6 +202,11 @@ class TrainSettings(_Section):
     name: Name = Field(description="of the model")
     output: Path = Field(description="folder of checkpoints, model file and report")
     data: DataSettings
+    start: str | None = Field(
+        None,
+        description="a model, by name or file, whose weights the training begins with instead of drawn "
+        "ones; `network` may then be left out, or must be what that model is",
+    )
     network: NetworkSettings
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()
@@ -231,6 +244,16 @@ class TrainSettings(_Section):
         return self
 
 
+def network_of(card: ModelCard) -> NetworkSettings:
+    """What a model is, as a training would be told."""
+    return NetworkSettings(
+        architecture=card.architecture,
+        channels=card.channels,
+        outputs=card.outputs,
+        normalisation=card.normalisation,
+    )
+
+
 def load_train_settings(path: Path) -> TrainSettings:
     """The settings in a YAML file; paths in it are as seen from the working directory.
 
@@ -252,7 +275,12 @@ def parse_train_settings(tree: dict[str, Any], source: str) -> TrainSettings:
     ------
     SettingsError
         As `load_train_settings`.
+    ModelError
+        When there is no such model to start from, or its file is damaged.
     """
+    start = tree.get("start")
+    if isinstance(start, str) and "network" not in tree:
+        tree = tree | {"network": network_of(read_card(find_model(start))).model_dump()}
     try:
         return TrainSettings.model_validate(tree)
     except ValidationError as error:
