@@ -15,6 +15,7 @@ from segpipe.cli_export import export
 from segpipe.cli_info import info
 from segpipe.cli_models import models
 from segpipe.cli_report import report
+from segpipe.cli_status import status
 from segpipe.cli_view import view
 from segpipe.errors import SegpipeError, SettingsError
 
@@ -53,6 +54,7 @@ main.add_command(models)
 main.add_command(report)
 main.add_command(view)
 main.add_command(export)
+main.add_command(status)
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:

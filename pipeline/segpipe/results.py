@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,17 @@ def result_of(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
         result.sizes = manifest.facts.get("sizes")
     if result.failed_regions:
         result.status = "failed"
-        first = result.failed_regions[0]
-        result.error = (
-            f"{image.name}: {counted(len(result.failed_regions), 'region')} failed, the rest is done; "
-            f"first: {first['stage']} at {first['box']}: {first['error']}"
-        )
+        result.error = f"{image.name}: {regions_text(result.failed_regions)}"
     return result
+
+
+def regions_text(failed: Sequence[Mapping[str, Any]]) -> str:
+    """What is said of an image of which these regions failed."""
+    first = failed[0]
+    return (
+        f"{counted(len(failed), 'region')} failed, the rest is done; "
+        f"first: {first['stage']} at {first['box']}: {first['error']}"
+    )
 
 
 def conclude(result: RunResult) -> None:
