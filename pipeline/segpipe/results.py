@@ -37,6 +37,8 @@ class ImageResult:
     """By stage: of its largest process, since that began."""
     seam_check: dict[str, Any] | None = None
     sizes: dict[str, Any] | None = None
+    looked_at_px: int | None = None
+    """Full-resolution pixels inside the user's mask; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def result_of(image: Image, status: str, stages: Sequence[str]) -> ImageResult:
             result.objects = manifest.facts["objects"]
         result.seam_check = manifest.facts.get("seam_check")
         result.sizes = manifest.facts.get("sizes")
+        result.looked_at_px = manifest.facts.get("looked_at_px")
     if result.failed_regions:
         result.status = "failed"
         result.error = f"{image.name}: {regions_text(result.failed_regions)}"

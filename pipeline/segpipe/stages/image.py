@@ -31,7 +31,7 @@ from segpipe.store import LABEL_GROUP, Grid, disk_usage
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 4, "infer": 6, "stitch": 2, "measure": 5}
+VERSION = {"tile": 4, "infer": 6, "stitch": 2, "measure": 6}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
