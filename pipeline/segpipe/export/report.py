@@ -252,7 +252,7 @@ def _short(value: float) -> str:
 def _totals(slides: Sequence[Slide]) -> str:
     failed = sum(one.status == "failed" for one in slides)
     suspicious = sum(one.seams.get("verdict") == "suspicious" for one in slides)
-    objects = sum(one.entry.get("objects") or 0 for one in slides)
+    objects = sum(one.entry.get("objects") or 0 for one in slides if not one.is_of_classes)
     megapixels = sum(one.megapixels or 0 for one in slides)
     sums = (
         ("slides", f"{len(slides):,}", ""),
