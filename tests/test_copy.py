@@ -15,18 +15,24 @@ from segpipe.geometry import Box
 from segpipe.plan import plan_job
 from segpipe.plan_text import plan_text
 from segpipe.settings import load_settings
-from segpipe.store import read_box
+from segpipe.store import Grid, create_image, halve_mean, read_box, write_shard
 from segpipe.synthetic import NucleiField
 
 SHAPE = (420, 364)
 
 
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory):
-    """A JPEG pyramid of three levels at 0.5 um a pixel."""
+@pytest.fixture(scope="module", params=["jpeg", "ome-zarr"])
+def slide(request, tmp_path_factory):
+    """A pyramid of three levels at 0.5 um a pixel."""
+    folder = tmp_path_factory.mktemp("in")
+    if request.param == "jpeg":
+        return jpeg(folder / "slide.ome.tif")
+    return ome_zarr(folder / "slide.ome.zarr")
+
+
+def jpeg(path):
     field = NucleiField(SHAPE, seed=3, empty=0.0).pixels(Box(0, 0, *SHAPE))
     pixels = np.clip(field / 10, 0, 255).astype(np.uint8)
-    path = tmp_path_factory.mktemp("in") / "slide.ome.tif"
     size = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
     options = {"tile": (64, 64), "compression": "jpeg", "photometric": "minisblack"}
     with tifffile.TiffWriter(path, bigtiff=True) as file:
@@ -36,6 +42,17 @@ def slide(tmp_path_factory):
             shape = (SHAPE[0] >> number, 1 << number, SHAPE[1] >> number, 1 << number)
             small = part.reshape(shape).mean((1, 3)).astype(np.uint8)
             file.write(small, subfiletype=1, **options)
+    return path
+
+
+def ome_zarr(path, chunk=128):
+    pixels = NucleiField(SHAPE, seed=3, empty=0.0).pixels(Box(0, 0, *SHAPE))[None]
+    grid = Grid.fitting(SHAPE, 4 * chunk, chunk)
+    more = {"pixel_size_um": 0.5, "name": "slide", "rgb": False}
+    create_image(path, ["nuclei"], grid, pixels.dtype, **more)
+    for level, shape in enumerate(grid.levels):
+        write_shard(path / str(level), Box(0, 0, *shape), pixels)
+        pixels = halve_mean(pixels)
     return path
 
 
@@ -99,15 +116,22 @@ def test_it_is_done_and_goes_on_as_any_other(results, slide, request):
     np.testing.assert_array_equal(before, labels_of(direct, "slide"))
 
 
+def planned(slide, *more):
+    """Whether it is copied, and bytes on disk."""
+    chosen = load_settings(None, [*SIZES, *more])
+    found = plan_job([slide], None, chosen, sampled=False)
+    text = "\n".join(plan_text(found))
+    assert ("read where they are" in text) == (not found.images[0].copied)
+    return found.images[0].copied, found.images[0].disk_bytes
+
+
 def test_by_itself_only_a_large_compressed_slide_with_a_pyramid_is_read_where_it_is(
-    slide, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
+    slide = jpeg(tmp_path / "slide.ome.tif")
+
     def copied(*more):
-        chosen = load_settings(None, [*SIZES, *more])
-        found = plan_job([slide], None, chosen, sampled=False)
-        text = "\n".join(plan_text(found))
-        assert ("read where they are" in text) == (not found.images[0].copied)
-        return found.images[0].copied, found.images[0].disk_bytes
+        return planned(slide, *more)
 
     assert copied()[0]  # small
     monkeypatch.setattr(preparing, "LARGE_COPY_BYTES", 1000)
@@ -119,6 +143,46 @@ def test_by_itself_only_a_large_compressed_slide_with_a_pyramid_is_read_where_it
     assert copied()[1] < copied("tile.copy=always")[1]
     monkeypatch.setattr(preparing, "MANY_TIMES", 1000)
     assert copied()[0]  # the file is not much smaller
+
+
+def test_by_itself_a_large_ome_zarr_of_suitable_chunks_is_read_where_it_is(tmp_path, monkeypatch):
+    good = ome_zarr(tmp_path / "good.ome.zarr")
+    assert planned(good)[0]  # small
+    monkeypatch.setattr(preparing, "LARGE_ZARR_BYTES", 1000)
+    assert not planned(good)[0]
+    assert planned(good, "tile.copy=always")[0]
+    assert not planned(good, "tile.scale=0.5")[0]  # a level as it is
+    assert planned(good, "tile.scale=0.4")[0]  # resampled
+    assert planned(good)[1] < planned(good, "tile.copy=always")[1]
+    assert planned(ome_zarr(tmp_path / "small.ome.zarr", chunk=64))[0]
+    stack = tmp_path / "stack.ome.zarr"
+    for depth in (1, 2):  # planes in a chunk
+        group = zarr.open_group(stack, mode="w")
+        for level, side in enumerate((256, 128)):
+            group.create_array(
+                str(level), shape=(4, side, side), chunks=(depth, 128, 128), dtype="uint8"
+            )
+        axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+        datasets = [{"path": path} for path in "01"]
+        multiscale = {"axes": axes, "datasets": datasets}
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+        assert planned(stack, "tile.z=[1]")[0] == (depth > 1)
+        assert planned(stack, "tile.z=max")[0]
+
+
+def test_a_large_ome_zarr_is_shown_though_it_is_not_copied(tmp_path, monkeypatch):
+    slide = ome_zarr(tmp_path / "slide.ome.zarr")
+    monkeypatch.setattr(preparing, "LARGE_ZARR_BYTES", 1000)
+    out = tmp_path / "out"
+    assert run(slide, out, "measure.preview=true").exit_code == 0
+    assert not (out / "slide.ome.zarr" / "0").exists()
+    multiscales = zarr.open_group(out / "slide.ome.zarr", mode="r").attrs["ome"]["multiscales"]
+    for entry in multiscales[0]["datasets"]:  # what napari and others are told is there
+        assert (out / "slide.ome.zarr" / entry["path"] / "zarr.json").is_file()
+    assert 'src="data:image/jpeg' in (out / "report.html").read_text()
+    same = run(slide, tmp_path / "copied", "tile.copy=always")
+    assert same.exit_code == 0
+    assert labels_of(out, "slide").tobytes() == labels_of(tmp_path / "copied", "slide").tobytes()
 
 
 def test_an_image_of_one_tile_can_do_without_a_copy(tmp_path):

@@ -15,6 +15,7 @@ import tifffile
 from click.testing import CliRunner
 from PIL import Image
 
+from fields import labels_of, nuclei, run
 from segpipe.cli import main
 from segpipe.errors import InputError, SettingsError
 from segpipe.evaluate import Scores, score_image, score_images
@@ -245,6 +246,39 @@ def test_an_out_of_predict_is_read_by_its_names(tmp_path):
         LabelImage(files["c"])
     with pytest.raises(InputError, match="d: 1 of its regions failed"):
         LabelImage(files["d"])
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.7])  # of these no centre is between two
+def test_a_run_at_another_resolution_is_scored_at_that_of_the_truth(tmp_path, scale, monkeypatch):
+    nuclei(tmp_path / "in" / "field.tif", (150, 200))
+    run(tmp_path / "in", tmp_path / "out", f"tile.scale={scale}")
+    labels = labels_of(tmp_path / "out", "field")
+    y, x = (
+        np.array(
+            [
+                np.abs((np.arange(small) + 0.5) * full / small - 0.5 - f).argmin()
+                for f in range(full)
+            ]
+        )
+        for full, small in zip((150, 200), labels.shape, strict=True)
+    )  # the nearest centre
+    expected = labels[np.ix_(y, x)]
+    truth = save(tmp_path / "truth" / "field.tif", expected)
+    files = {"full": find_labels(truth)[0], "out": find_labels(tmp_path / "out")[0]}
+    for pair in (("full", "out"), ("out", "full")):
+        scored = score_files(*(files[one] for one in pair))
+        assert (scored.scores.mean_ap(), scored.scores.common) == (1, np.count_nonzero(expected))
+    monkeypatch.setattr("segpipe.labels._ROWS", 1)
+    monkeypatch.setattr("segpipe.labels.BAND_PIXELS", 1)
+    assert score_files(files["full"], files["out"]).scores == scored.scores
+    assert evaluate(tmp_path / "out", truth, "-o", tmp_path / "scores").exit_code == 0
+    with Image.open(tmp_path / "scores" / "worst.png") as picture:  # the image is found and shown
+        assert len(picture.convert("RGB").getcolors(2**20)) > 200
+    small = save(tmp_path / "small" / "field.tif", labels.astype(np.uint16))  # as it was before
+    assert score_files(find_labels(small)[0], files["out"]).scores.mean_ap() == 1
+    wrong = save(tmp_path / "wrong" / "field.tif", expected[1:])
+    with pytest.raises(InputError, match=r"149 x 200 pixels, prediction .* the OUT of the run"):
+        score_files(find_labels(wrong)[0], files["out"])
 
 
 def test_an_ome_zarr_gives_its_labels(tmp_path):

@@ -14,7 +14,7 @@ from fields import SIZES, nuclei, run, threshold_model
 from segpipe import plan as planning
 from segpipe.cli import main
 from segpipe.errors import SegpipeError, SettingsError
-from segpipe.footprint import Processes
+from segpipe.footprint import EXPORT_BYTES, Processes
 from segpipe.geometry import Box
 from segpipe.inputs import find_inputs
 from segpipe.plan import plan_job
@@ -22,6 +22,7 @@ from segpipe.plan_text import duration_text, plan_text
 from segpipe.prepare import prepare
 from segpipe.sample import Sample, choose_parts, take_sample
 from segpipe.settings import load_settings
+from segpipe.stages.exported import SUFFIXES
 from segpipe.usage import Usage
 
 
@@ -92,6 +93,44 @@ def test_the_sample_is_a_real_run_over_parts_of_the_images(folder, tmp_path):
     assert 0 < sample.results_bytes < sample.disk_bytes
     text = "\n".join(plan_text(found))
     assert "time          about" in text and "by the sample about" in text
+
+
+def test_exports_are_counted_by_the_objects_of_the_sample(folder):
+    settings = settings_of("engine.kind=serial", "export.formats=[geojson, csv]")
+    without = plan_job([folder / "large.tif"], None, settings_of(), sampled=False)
+    assert "exports" not in "\n".join(plan_text(without)) and without.exports == ()
+    found = plan_job([folder / "large.tif"], None, settings, sampled=False)
+    assert found.objects is None and without.client_bytes <= found.client_bytes < 1e9
+    (line,) = (one for one in plan_text(found) if one.startswith("exports"))
+    each = EXPORT_BYTES["geojson"] + EXPORT_BYTES["csv"]
+    assert f"some {each} MB of disk and 1.2 GB of memory" in line and "1,000,000 objects" in line
+    sampled = plan_job([folder / "large.tif"], None, settings, sampled=True)
+    share = 300 * 280 / sampled.sample.pixels[1]
+    assert sampled.objects == round(sampled.sample.objects * share) > 5
+    (line,) = (one for one in plan_text(sampled) if one.startswith("exports"))
+    assert f"{sampled.objects:,} make {each * sampled.objects / 1e3:.0f} kB" in line
+    told = sampled.to_json()
+    assert told["exports"] == ["geojson", "csv"] and told["export_bytes_per_object"] == each
+    assert told["objects"] == sampled.objects
+
+
+def test_outlines_of_many_objects_are_counted_in_memory(folder, monkeypatch):
+    def many(images, settings, *_):
+        usage = Usage(1.0, 1.0, (10**8,), 10**8)
+        return Sample((100, 300 * 280), (1.0, 2.0), 0.0, usage, 0, 0, 1, objects=2_000_000)
+
+    monkeypatch.setattr(planning, "take_sample", many)
+
+    def client(*more):
+        return plan_job([folder / "large.tif"], None, settings_of(*more), sampled=True).client_bytes
+
+    assert client("export.formats=[geojson]") == client("export.formats=[geoparquet]") > 1.9e9
+    assert client("export.formats=[csv, anndata, tiff]") == client() < 1e9
+    assert client("export.formats=[geojson]", "engine.workers=3", "engine.kind=local") > 1.9e9
+
+
+def test_every_format_has_a_size():
+    assert EXPORT_BYTES.keys() == SUFFIXES.keys()
 
 
 def test_the_sample_says_why_it_failed(folder, tmp_path):

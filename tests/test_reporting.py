@@ -8,8 +8,10 @@ import io
 import json
 import re
 import shlex
+import shutil
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import tifffile
 from click.testing import CliRunner
 from PIL import Image
 
-from fields import nuclei, run
+from fields import nuclei, run, threshold_model
 from segpipe.cli import main
 from segpipe.export.report import Slide, by_need, report_page
 from segpipe.reporting import write_report
@@ -242,6 +244,27 @@ def test_its_command_makes_the_result_again(out, tmp_path):
     assert done.exit_code == 0, done.output
     name = "_img src=x onerror=alert(1)_.parquet"
     assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_its_command_holds_in_any_folder(tmp_path, monkeypatch):
+    """Whatever relative paths the run was given."""
+    nuclei(tmp_path / "in" / "a.tif", (150, 200))
+    shutil.copy(threshold_model(), tmp_path / "mine.safetensors")
+    Image.new("L", (2, 1), 255).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    assert run("in", "out", "infer.model=mine.safetensors", "tile.mask=mask.png").exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_report(tmp_path / "out")
+    (line,) = re.findall(
+        "<pre>(segpipe predict.*?)</pre>", (tmp_path / "out" / "report.html").read_text()
+    )
+    assert str(tmp_path / "mine.safetensors") in line
+    words = shlex.split(line)
+    words[words.index("OUT")] = "again"
+    done = CliRunner().invoke(main, words[1:])
+    assert done.exit_code == 0, done.output
+    assert Path("again/a.parquet").read_bytes() == (tmp_path / "out" / "a.parquet").read_bytes()
 
 
 def test_the_command_writes_it_from_the_manifests_alone(out):

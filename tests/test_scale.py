@@ -9,10 +9,13 @@ import pytest
 import tifffile
 import zarr
 from click.testing import CliRunner
+from PIL import Image
 
 from fields import SIZES, labels_of, nuclei, run, table_of, threshold_model
 from segpipe.cli import main
 from segpipe.errors import SettingsError
+from segpipe.export import preview
+from segpipe.geometry import Box
 from segpipe.plan import plan_job
 from segpipe.plan_text import plan_text
 from segpipe.settings import load_settings
@@ -197,3 +200,44 @@ def test_another_scale_is_another_result(tmp_path):
     assert before == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")
     }
+
+
+@pytest.mark.parametrize("copy", ["always", "never"])
+@pytest.mark.parametrize("factor", [1.0, 0.6, 1.3])
+def test_the_picture_shows_objects_and_pixels_at_one_place(tmp_path, factor, copy, monkeypatch):
+    """Overview and detail, whatever was worked on and wherever it is read: both agree with the file."""
+    height, width = 2300, 1750
+    y, x = np.indices((height, width))
+    near = np.hypot(y % 290 - 130, x % 310 - 170) <= 60
+    near &= (y // 290 + 2 * (x // 310)) % 3 == 0  # no row and no column is as another
+    pixels = np.where(near, 200, 10).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "discs.tif", pixels, tile=(256, 256), photometric="minisblack")
+    shown = []
+
+    def compose(*views):
+        shown.append(views[:2])
+        return composed(*views)
+
+    composed = preview.compose
+    monkeypatch.setattr(preview, "compose", compose)
+    sizes = ["tile.chunk=128", "tile.core=256", "tile.region=512", "measure.preview=true"]
+    sizes += [f"tile.scale={factor}", f"tile.copy={copy}"]
+    assert run(tmp_path / "discs.tif", tmp_path / "out", *sizes).exit_code == 0
+    ((overview, detail),) = shown
+    assert overview.box == Box(0, 0, height, width)
+    assert detail.box.area < height * width / 4
+    for view in (overview, detail):
+        rows, columns = (
+            (start + (np.arange(count) + 0.5) * (stop - start) / count).astype(int)
+            for start, stop, count in (
+                (view.box.y0, view.box.y1, view.labels.shape[0]),
+                (view.box.x0, view.box.x1, view.labels.shape[1]),
+            )
+        )
+        truth = near[np.ix_(rows, columns)]
+        bright = view.display.min(axis=2) > 128
+        assert truth.any() and not truth.all()
+        for found in (view.labels > 0, bright):
+            assert (found & truth).sum() / (found | truth).sum() > 0.93
+    with Image.open(tmp_path / "out" / "discs.png") as picture:
+        assert picture.size[0] > 1000

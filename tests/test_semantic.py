@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,13 +22,18 @@ from segpipe.errors import InputError, SettingsError
 from segpipe.models.card import parse_card
 from segpipe.models.modelfile import load_model, read_card, write_model
 from segpipe.models.network import build_network
+from segpipe.results import found_text
+from segpipe.run import run_job
 from segpipe.semantic import likeliest
+from segpipe.settings import parse_project
+from segpipe.stages.image import STAGES
 from segpipe.training.batches import BatchMaker, Prepared
 from segpipe.training.dataset import load_samples, split_samples
 from segpipe.training.judging_classes import Classes, confusion, intersections_over_unions
 from segpipe.training.run import first_card, train, weighing_of
 from segpipe.training.settings import parse_train_settings
 from segpipe.training.weights import Weighing
+from segpipe.workflow import check, open_workflow
 
 CLASSES = ["ground", "disc", "ring"]
 LEVELS = (40, 120, 210)
@@ -44,6 +51,21 @@ def scene(shape, seed):
     noise = random.normal(0, 12, shape)
     pixels = np.clip(np.take(LEVELS, truth) + noise, 0, 255).astype(np.uint8)
     return pixels, truth
+
+
+@contextlib.contextmanager
+def logged(name):
+    """Lines that a logger gets, whoever else has set up logging."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +263,11 @@ def test_predict_gives_the_likeliest_class_whatever_the_regions(model, tmp_path)
     tifffile.imwrite(tmp_path / "a.tif", pixels)
     settings = [f"infer.model={model}", "measure.preview=true"]
     outs = {region: tmp_path / str(region) for region in (64, 128)}
-    for region, out in outs.items():
-        run(tmp_path / "a.tif", out, *settings, f"tile.region={region}")
+    with logged("segpipe.results") as lines:
+        for region, out in outs.items():
+            run(tmp_path / "a.tif", out, *settings, f"tile.region={region}")
+    assert ["pixels in 3 classes (ground, disc, ring), 0 failed" in one for one in lines] == [1, 1]
+    assert not any("object" in one for one in lines)
     found = labels_of(outs[64], "a")
     assert np.array_equal(labels_of(outs[128], "a"), found)
     assert table_of(outs[128], "a") == table_of(outs[64], "a")
@@ -264,6 +289,7 @@ def test_predict_gives_the_likeliest_class_whatever_the_regions(model, tmp_path)
     assert named[2] == {"label-value": 2, "class": "ring"}
     assert (outs[64] / "a.png").stat().st_size > 1000
     report = (outs[64] / "report.html").read_text()
+    assert '<b class="">0</b><span class="pale">objects</span>' in report
     assert "2 classes" in report and "median diameter" not in report and "Size of obj" not in report
     assert np.array_equal(
         segpipe.segment(
@@ -271,6 +297,32 @@ def test_predict_gives_the_likeliest_class_whatever_the_regions(model, tmp_path)
         ),
         found,
     )
+
+
+def test_the_workflow_tells_classes_too(model, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", scene((70, 80), 6)[0])
+    settings = parse_project(
+        {"input": [str(tmp_path / "a.tif")], "output": str(tmp_path / "out"), "model": str(model)}
+    )
+    workflow = open_workflow(settings.model_dump(mode="json"), whole=True)
+    (job,) = workflow.jobs
+    told = workflow.out / "manifests" / "jobs" / f"{job.id}.images.json"
+    for stage in STAGES:
+        made = workflow.out / workflow.manifest(stage, job.id)
+        run_job(stage, told, made, workflow.out, settings.settings)
+    with logged("segpipe.workflow") as lines:
+        assert check(settings, tmp_path / "check.json") == 0
+    assert "1 image done, pixels in 3 classes (ground, disc, ring), 0 failed" in lines[0]
+
+
+def test_objects_and_classes_are_told_apart():
+    assert found_text([]) == "0 objects"
+    assert found_text([(3, ()), (None, ()), (1200, ())]) == "1,203 objects"
+    names = [f"class {number}" for number in range(40)]
+    assert found_text([(3, names[:2]), (1, ()), (2, names[:3])]) == (
+        "1 object, pixels in 3 classes (class 0, class 1, class 2)"
+    )
+    assert found_text([(40, names)]).endswith("class 11, ...)")
 
 
 def test_a_lost_shard_is_made_again(model, tmp_path):

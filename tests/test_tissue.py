@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from fields import SIZES, labels_of, nuclei, run
 from segpipe.errors import SettingsError
+from segpipe.export.report import Slide
 from segpipe.geometry import TileGrid
 from segpipe.mask_polygons import parse_geojson
 from segpipe.models.modelfile import load_model, write_model
@@ -240,6 +241,41 @@ def test_no_object_is_outside_the_mask_and_inside_nothing_changes(tmp_path, kind
     cores = inside[:256, :320].reshape(4, 64, 5, 64).any(axis=(1, 3)).sum()
     cores += inside[256:].reshape(44, 5, 64).any(axis=(0, 2)).sum()
     assert told["tiles_skipped_because"]["masked"] == 25 - cores > 2
+    entries = [
+        json.loads((tmp_path / out / "run.json").read_text())["images"]["field"]
+        for out in ("all", "some")
+    ]
+    assert [one["looked_at_px"] for one in entries] == [None, inside.sum()]
+    slide = Slide("field", entries[1])
+    area_mm2 = inside.sum() * 0.5**2 / 1e6
+    assert slide.density == (pytest.approx(found.max() / area_mm2), "/mm\u00b2")
+    assert slide.covered == pytest.approx((found > 0).sum() / inside.sum())
+    text = (tmp_path / "some" / "report.html").read_text()
+    assert f"{inside.mean():.1%} of the image: inside tile.mask" in text
+    assert "of the area inside the mask" in text
+    assert "inside the mask" not in (tmp_path / "all" / "report.html").read_text()
+
+
+def test_the_area_inside_a_mask_is_told_in_pixels_of_the_file_whatever_was_worked_on(tmp_path):
+    nuclei(tmp_path / "in" / "field.tif", (300, 320))
+    (tmp_path / "mask.geojson").write_text(json.dumps(feature(TRIANGLE)))
+    setting = f"tile.mask={tmp_path / 'mask.geojson'}"
+    areas = []
+    for scale in (1, 0.6):
+        out = tmp_path / str(scale)
+        run(tmp_path / "in", out, setting, f"tile.scale={scale}", "tile.region=64")
+        areas.append(json.loads((out / "run.json").read_text())["images"]["field"]["looked_at_px"])
+    assert areas[1] == pytest.approx(areas[0], rel=0.01) and areas[1] != areas[0]
+
+
+def test_a_mask_with_nothing_inside_has_no_density(tmp_path):
+    nuclei(tmp_path / "in" / "field.tif", (100, 120))
+    Image.new("L", (12, 10)).save(tmp_path / "mask.png")
+    assert (
+        run(tmp_path / "in", tmp_path / "out", f"tile.mask={tmp_path / 'mask.png'}").exit_code == 0
+    )
+    entry = json.loads((tmp_path / "out" / "run.json").read_text())["images"]["field"]
+    assert entry["looked_at_px"] == 0 and Slide("field", entry).density is None
 
 
 def test_a_mask_that_changed_is_another_result_and_one_that_lacks_is_an_error(tmp_path):

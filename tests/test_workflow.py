@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -115,6 +116,33 @@ def test_ten_images_one_of_them_bad(tmp_path):
     done = run(folder, out, "stitch.min_area=60", "export.formats=[csv, geojson, tiff]")
     assert done.exit_code == 0 and len(list(whole.rglob("*.geojson.gz"))) == 10
     same_results(out, whole)
+
+
+def test_a_relative_mask_is_that_of_the_folder_in_which_it_was_started(tmp_path, monkeypatch):
+    """Though jobs run in OUT: one file, and a folder of them, by --config and by a YAML elsewhere."""
+    nuclei(tmp_path / "in" / "a.tif", (120, 140))
+    (tmp_path / "masks").mkdir()
+    triangle = {"type": "Polygon", "coordinates": [[[0, 0], [139, 10], [20, 119]]]}
+    (tmp_path / "masks" / "a.geojson").write_text(json.dumps(triangle))
+    (tmp_path / "elsewhere").mkdir()
+    project = tmp_path / "elsewhere" / "project.yaml"
+    project.write_text("tile: {mask: masks}\n")
+    monkeypatch.chdir(tmp_path)
+    assert run(Path("in"), Path("whole"), "tile.mask=masks").exit_code == 0
+    assert run(Path("in"), Path("all")).exit_code == 0
+    objects = [
+        read_json(Path(out) / "run.json")["images"]["a"]["objects"] for out in ("whole", "all")
+    ]
+    assert 0 < objects[0] < objects[1]
+    ways = {
+        "one": ([], {"tile": "{mask: masks/a.geojson}"}),
+        "folder": (["--configfile", str(TEST_CONFIG[1]), str(project)], {}),
+    }
+    for out, (arguments, config) in ways.items():
+        code, told, _ = snakemake(tmp_path, *arguments, output=out, **config)
+        assert code == 0, told
+        for name in ("a.parquet", "a.ome.zarr/labels/instances/0/c/0/0"):
+            assert (tmp_path / out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 # --- interrupted by one, resumed by the other -----------------------------------------------------

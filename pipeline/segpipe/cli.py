@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segpipe import __version__
+from segpipe.cli_doctor import doctor
 from segpipe.cli_export import export
 from segpipe.cli_info import info
 from segpipe.cli_models import models
 from segpipe.cli_report import report
+from segpipe.cli_status import status
 from segpipe.cli_view import view
 from segpipe.errors import SegpipeError, SettingsError
 
@@ -45,6 +47,8 @@ def main() -> None:
     segpipe predict FOLDER -o OUT     segment every image in FOLDER
     segpipe plan FOLDER               what that would take; nothing is written
     segpipe init FOLDER               write a project YAML for them
+    segpipe status OUT                how far its images are, and what failed
+    segpipe doctor                    what this installation can do here, and what is broken
     """
 
 
@@ -53,6 +57,8 @@ main.add_command(models)
 main.add_command(report)
 main.add_command(view)
 main.add_command(export)
+main.add_command(status)
+main.add_command(doctor)
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:

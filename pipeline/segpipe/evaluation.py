@@ -155,14 +155,8 @@ def score_files(truth: LabelFile, predicted: LabelFile) -> Scored:
     InputError
         When one of them is no label image, or their sizes differ.
     """
+    truth, predicted = at_one_scale(truth, predicted)
     with LabelImage(truth) as wanted, LabelImage(predicted) as found:
-        if wanted.shape != found.shape:
-            sizes = (f"{one.shape[0]} x {one.shape[1]}" for one in (wanted, found))
-            raise InputError(
-                "{}: truth has {} pixels, prediction {}; give both at one scale".format(
-                    truth.name, *sizes
-                )
-            )
         pairs = Overlaps.of_parts((wanted.read(box), found.read(box)) for box in wanted.bands())
         for image, ids in ((wanted, pairs.first_ids), (found, pairs.second_ids)):
             if len(ids) == 1 and image.count_pieces() > 1:
@@ -174,6 +168,28 @@ def score_files(truth: LabelFile, predicted: LabelFile) -> Scored:
                 )
     scores = ImageScores.of(pairs)
     return Scored(truth.name, truth, predicted, scores, Mistakes.of(pairs), _diameter(pairs))
+
+
+def at_one_scale(truth: LabelFile, predicted: LabelFile) -> tuple[LabelFile, LabelFile]:
+    """The pair, read at one resolution: as they are where their sizes agree; else that of the truth,
+    where the prediction is of a run that worked at another one; or the truth, or both.
+
+    Raises
+    ------
+    InputError
+        When no such reading makes them agree, or one cannot be opened.
+    """
+    fulls = truth.at_full_resolution(), predicted.at_full_resolution()
+    for pair in ((truth, predicted), (truth, fulls[1]), (fulls[0], predicted), fulls):
+        with LabelImage(pair[0]) as wanted, LabelImage(pair[1]) as found:
+            if wanted.shape == found.shape:
+                return pair
+    with LabelImage(truth) as wanted, LabelImage(predicted) as found:
+        sizes = (f"{one.shape[0]} x {one.shape[1]}" for one in (wanted, found))
+        raise InputError(
+            "{}: truth has {} pixels, prediction {}; give both at one scale, or as PREDICTED the OUT "
+            "of the run that made them (it knows its scale)".format(truth.name, *sizes)
+        )
 
 
 def _diameter(pairs: Overlaps) -> float:

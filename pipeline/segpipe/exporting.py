@@ -15,8 +15,8 @@ from segpipe.machine import usable_cores
 from segpipe.records import locked
 from segpipe.results import counted
 from segpipe.settings import ExportSettings
-from segpipe.stages.exported import check_formats
-from segpipe.stages.exports import OUTLINES, Results, make_exports
+from segpipe.stages.exported import OUTLINES, check_formats
+from segpipe.stages.exports import Results, make_exports
 from segpipe.stages.image import work_folder
 from segpipe.stopping import stop_on_signals
 

@@ -6,7 +6,7 @@ They are read exactly (ids of 32 bits) and in bands, so that memory does not gro
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Box
-from segpipe.inputs import find_files, is_results, names_in_order, stem_of
+from segpipe.inputs import Input, find_files, is_results, known_inputs, stem_of
 from segpipe.slide import (
     THE_PLANE,
     Choice,
@@ -40,6 +40,23 @@ _LARGEST_ID = 2**32 - 1
 
 
 @dataclass(frozen=True)
+class FullSize:
+    """Of labels that `predict` made at another resolution: the image that they are of.
+
+    shape
+        (Y, X) of its full resolution.
+    scale
+        Full-resolution pixels a pixel of the labels.
+    source
+        The image itself.
+    """
+
+    shape: tuple[int, int]
+    scale: float
+    source: Path
+
+
+@dataclass(frozen=True)
 class LabelFile:
     """Where a label image lies.
 
@@ -51,6 +68,11 @@ class LabelFile:
         What was segmented, if that is known: a file or an OME-Zarr folder.
     problem
         Why it cannot be used, where that is known before it is opened.
+    full
+        The full resolution, where that is another one and is known.
+    at_full
+        Whether it is to be read at that: each pixel has the label of the working pixel that its
+        centre lies in.
     """
 
     name: str
@@ -58,6 +80,14 @@ class LabelFile:
     plane: Plane = THE_PLANE
     image: Path | None = None
     problem: str | None = None
+    full: FullSize | None = None
+    at_full: bool = False
+
+    def at_full_resolution(self) -> LabelFile:
+        """The same, read at the full resolution of the image; itself where it is that already."""
+        if self.full is None:
+            return self
+        return replace(self, image=self.full.source, at_full=True)
 
 
 def find_labels(given: Path, out: Path | None = None) -> list[LabelFile]:
@@ -105,7 +135,8 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 def _of_results(out: Path) -> list[LabelFile]:
     found = []
-    for name in names_in_order(out):
+    for known in known_inputs(out):
+        name = known.name
         image = out / f"{name}.ome.zarr"
         manifest = Manifest.read(manifest_path(out, name, "stitch"))
         problem = None
@@ -116,8 +147,18 @@ def _of_results(out: Path) -> list[LabelFile]:
                 f"{name}: {len(manifest.failed)} of its regions failed in predict, see run.json; "
                 "run the same `segpipe predict` again"
             )
-        found.append(LabelFile(name, image / LABEL_GROUP, image=image, problem=problem))
+        full = _full_size(out, known)
+        found.append(LabelFile(name, image / LABEL_GROUP, image=image, problem=problem, full=full))
     return found
+
+
+def _full_size(out: Path, known: Input) -> FullSize | None:
+    """By the manifest of an image of an OUT."""
+    manifest = Manifest.read(manifest_path(out, known.name, "tile"))
+    if manifest is None or manifest.facts.get("scale", 1.0) == 1.0:
+        return None
+    height, width = manifest.facts["full_shape"]
+    return FullSize((height, width), manifest.facts["scale"], known.source)
 
 
 def _in_file(path: Path, name: str, images: dict[str, Path]) -> list[LabelFile]:
@@ -170,7 +211,9 @@ class LabelImage:
         if channels != 1:
             self.close()
             raise self._no_labels(f"has {channels} channels")
-        self.shape = (plane[0], plane[1])
+        self._stored = (plane[0], plane[1])
+        self._full = file.full if file.at_full else None
+        self.shape = self._stored if self._full is None else self._full.shape
 
     def read(self, box: Box) -> NDArray[np.uint32]:
         """(h, w) ids of a box inside the image, 0 is background.
@@ -180,6 +223,18 @@ class LabelImage:
         InputError
             When numbers are negative, fractions, NaN or above 2^32 - 1, or the file is damaged.
         """
+        if self._full is None:
+            return self._read(box)
+        scale = self._full.scale
+        rows, columns = (
+            np.minimum(((np.arange(*span) + 0.5) / scale).astype(np.int64), size - 1)
+            for span, size in zip(((box.y0, box.y1), (box.x0, box.x1)), self._stored, strict=True)
+        )
+        small = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+        ids: NDArray[np.uint32] = self._read(small)[np.ix_(rows - small.y0, columns - small.x0)]
+        return ids
+
+    def _read(self, box: Box) -> NDArray[np.uint32]:
         try:
             stored = self._slide.read_stored(box)[0]
         except InputError as error:

@@ -29,12 +29,19 @@ def usable_memory_bytes() -> int:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            available = min(available, int(limit))
     except (OSError, ValueError):
         pass
-    return available
+    limit = memory_limit_bytes()
+    return available if limit is None else min(available, limit)
+
+
+def memory_limit_bytes() -> int | None:
+    """The cgroup's limit; None where there is none."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return None if limit == "max" else int(limit)
+    except (OSError, ValueError):
+        return None
 
 
 def default_workers(bytes_per_worker: int, client_bytes: int = 0) -> int:

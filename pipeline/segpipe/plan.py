@@ -12,10 +12,12 @@ from typing import Any
 
 from segpipe.errors import SettingsError
 from segpipe.footprint import (
+    EXPORT_BYTES,
     Processes,
     choose_processes,
     client_bytes,
     distinct,
+    joining_bytes,
     worker_bytes,
 )
 from segpipe.inputs import find_inputs
@@ -96,6 +98,10 @@ class JobPlan:
         Of this machine now, and of the disk of OUT.
     sample
         None where there is nothing to do, or none was wanted.
+    exports
+        Formats that are to be written.
+    objects
+        About how many there will be, as dense as in the sample; None without one.
     """
 
     images: tuple[ImagePlan, ...]
@@ -106,6 +112,8 @@ class JobPlan:
     free_memory_bytes: int
     free_disk_bytes: int
     sample: Sample | None
+    exports: tuple[str, ...] = ()
+    objects: int | None = None
 
     @property
     def todo(self) -> tuple[ImagePlan, ...]:
@@ -122,6 +130,11 @@ class JobPlan:
         pixels, regions = (sum(getattr(one, key) for one in whole) for key in ("pixels", "regions"))
         return self.sample.job_seconds(pixels, regions, self.processes.workers)
 
+    @property
+    def export_bytes_per_object(self) -> int:
+        """On disk, of all formats that are asked for: about."""
+        return sum(EXPORT_BYTES[one] for one in self.exports)
+
     def to_json(self) -> dict[str, Any]:
         """For machines; bytes, seconds, pixels."""
         sample = None if self.sample is None else asdict(self.sample)
@@ -134,6 +147,9 @@ class JobPlan:
             "free_memory_bytes": self.free_memory_bytes,
             "free_disk_bytes": self.free_disk_bytes,
             "seconds": self.seconds,
+            "objects": self.objects,
+            "exports": list(self.exports),
+            "export_bytes_per_object": self.export_bytes_per_object,
             "sample": sample,
         }
 
@@ -196,7 +212,10 @@ def plan_job(
         if sampled and waiting:
             whole = [image for image, _ in waiting]
             sample = take_sample(whole, settings, processes, Path(temporary), told)
-    memory = client = client_bytes(waiting, processes.kind) if waiting else 0
+    client = client_bytes(waiting, processes.kind) if waiting else 0
+    objects = None if sample is None else _objects(sample, [image for image, _ in waiting])
+    exports = settings.export.formats if any("measure" in stages for _, stages in waiting) else ()
+    memory = client = max(client, joining_bytes(exports, objects or 0) if exports else 0)
     if processes.kind != "serial":
         memory += processes.workers * max(worker_bytes(*one) for one in distinct(waiting))
     return JobPlan(
@@ -210,7 +229,15 @@ def plan_job(
         free_memory_bytes=usable_memory_bytes(),
         free_disk_bytes=shutil.disk_usage(_existing(out or Path())).free,
         sample=sample,
+        exports=exports,
+        objects=objects,
     )
+
+
+def _objects(sample: Sample, images: Sequence[Image]) -> int:
+    """About how many there will be: as dense as in the sample."""
+    pixels = sum(math.prod(image.layout.plane) for image in images)
+    return round(sample.objects * pixels / sample.pixels[1])
 
 
 def _stages(image: Image, out: Path | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from segpipe.footprint import joining_bytes
 from segpipe.plan import ImagePlan, JobPlan
 from segpipe.report import bytes_text
 from segpipe.results import counted
@@ -148,6 +149,7 @@ def _job(plan: JobPlan) -> Iterator[str]:
             f"{bytes_text(sample.results_bytes * share)} are results"
         )
     yield f"{line}; {bytes_text(plan.free_disk_bytes)} are free"
+    yield from _exports(plan)
     if sample is None:
         return
     if plan.seconds is None:
@@ -160,6 +162,25 @@ def _job(plan: JobPlan) -> Iterator[str]:
         )
     peaks = ", ".join(bytes_text(peak) for peak in sample.usage.peaks_bytes if peak > 5e7)
     yield f"memory        of the sample's processes: {peaks}"
+
+
+def _exports(plan: JobPlan) -> Iterator[str]:
+    """What exports add: how many objects there will be is known by a sample alone."""
+    if not plan.exports:
+        return
+    each = plan.export_bytes_per_object
+    line = (
+        f"exports       {', '.join(plan.exports)}: for nuclei some {bytes_text(each * 1e6)} of disk"
+    )
+    joined = joining_bytes(plan.exports, 1_000_000)
+    memory = f" and {bytes_text(joined)} of memory of the process that leads" if joined else ""
+    if plan.objects is None:
+        yield f"{line}{memory} per 1,000,000 objects; how many there are, a sample would tell"
+    else:
+        yield (
+            f"{line} per 1,000,000 objects; as dense as in the sample, {plan.objects:,} make "
+            f"{bytes_text(each * plan.objects)}"
+        )
 
 
 def duration_text(seconds: float) -> str:

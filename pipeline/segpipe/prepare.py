@@ -21,7 +21,15 @@ from segpipe.models.modelfile import find_model, model_geometry, model_hash, rea
 from segpipe.records import read_json, write_json
 from segpipe.resampling import Resolution
 from segpipe.settings import AUTO, Settings
-from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file, select_channels
+from segpipe.slide import (
+    THE_PLANE,
+    OpenFile,
+    Slide,
+    input_fingerprint,
+    open_file,
+    remote_url,
+    select_channels,
+)
 from segpipe.slide import Choice as PlaneChoice
 from segpipe.slide.source import printable
 from segpipe.stages.emptiness import skips_glass
@@ -43,6 +51,11 @@ NAMED = 3
 """Images of which a line tells the names."""
 LARGE_COPY_BYTES, MANY_TIMES = 4_000_000_000, 5
 """An image is read where it is when its pixels are more bytes than this, and so many times the file."""
+LARGE_ZARR_BYTES = 1_000_000_000
+"""An OME-Zarr of more bytes of pixels than this is read where it is, when its chunks suit: a copy would
+be what is there already. Of less it is cheap, and OUT then holds all that viewers want."""
+SUITABLE_CHUNK = 128, 2048
+"""Pixels a side: of smaller chunks there are too many, larger ones are decoded for too many regions."""
 REGION_ON_CPU, REGION_ON_GPU = 2048, 4096
 """Pixels a side of a region, where the settings do not say it."""
 LARGE_PLANE = 2**31
@@ -310,15 +323,20 @@ def _layout(
 def _is_copied(slide: Slide, settings: Settings, resolution: Resolution) -> bool:
     """Whether OUT is to hold the image at the working resolution.
 
-    By `auto`, it is not where a copy would be large and many times the file, and reading the file is
-    as good: a level of a pyramid as it is, on this machine's own file system.
+    By `auto`, it is not where a copy would be large and many times the file, or of an OME-Zarr of
+    suitable chunks, and reading the file is as good: a level of a pyramid as it is, on this machine's
+    own file system.
     """
     if settings.tile.copy != "auto":
         return settings.tile.copy == "always"
-    if resolution.resampled or len(slide.levels) < 2 or not slide.path.is_file():
+    if resolution.resampled or len(slide.levels) < 2 or remote_url(slide.path) is not None:
         return True
     pixels = math.prod(resolution.shape)
     size = slide.shape[0] * pixels * slide.dtype.itemsize
+    if not slide.path.is_file():
+        least, most = SUITABLE_CHUNK
+        suits = slide.chunk is not None and all(least <= side <= most for side in slide.chunk)
+        return not suits or size < LARGE_ZARR_BYTES
     stored = slide.path.stat().st_size
     return size < LARGE_COPY_BYTES or size < MANY_TIMES * stored
 

@@ -26,6 +26,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ PUBLISH = "publish"
 """The pass whose shards replace those of the passes before it."""
 FORMAT = 3
 """Of entries. Records of another format count as none: their regions are done again."""
+GLANCE_S = 0.1
+"""After which a lock is tried a second time: `is_locked` may have looked at it just then."""
 
 KEPT_BYTES = 2**20
 """Arrays of at most so many bytes are kept for whoever asks next."""
@@ -337,10 +340,32 @@ def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[None]:
     BusyError
         When another process holds it, and it is not waited for.
     """
-    # Beside the folder, not in it: the folder may be removed while it is held.
-    with _created(folder.with_suffix(".lock")) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise BusyError(f"{name}: another segpipe is working on it in {folder}") from None
+    with _created(_lock(folder)) as file:
+        for tries_left in (1, 0):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if not tries_left:
+                    raise BusyError(
+                        f"{name}: another segpipe is working on it in {folder}"
+                    ) from None
+                time.sleep(GLANCE_S)
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds this image. To find out, it is held for an instant, but shared."""
+    try:
+        with _lock(folder).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _lock(folder: Path) -> Path:
+    """Beside the folder, not in it: the folder may be removed while it is held."""
+    return folder.with_suffix(".lock")

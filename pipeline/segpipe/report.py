@@ -92,6 +92,7 @@ def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
         "peak_memory_bytes": result.peak_memory_bytes,
         "seam_check": result.seam_check,
         "sizes": result.sizes,
+        "looked_at_px": result.looked_at_px,
     }
     if image is not None:
         entry |= image_facts(image)

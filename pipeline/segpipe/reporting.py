@@ -77,7 +77,9 @@ def _told(
     last = chain.get(STAGES[-1])
     if last is not None:
         told |= last.facts.get("image", {})
-        told |= {key: last.facts.get(key) for key in ("seam_check", "sizes", "segpipe")}
+        told |= {
+            key: last.facts.get(key) for key in ("seam_check", "sizes", "looked_at_px", "segpipe")
+        }
     elif not entry or entry["status"] == "done":
         told["status"] = "unfinished"
     if not chain:

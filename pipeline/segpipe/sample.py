@@ -24,6 +24,7 @@ from segpipe.errors import InputError, SegpipeError
 from segpipe.footprint import DECODED_WHOLE, Processes
 from segpipe.geometry import Box, Lattice
 from segpipe.models.modelfile import read_card
+from segpipe.report import read_entries
 from segpipe.results import counted
 from segpipe.settings import Settings
 from segpipe.slide import open_slide
@@ -54,6 +55,8 @@ class Sample:
         What the larger one left on disk, with its work files and without.
     regions
         Of the larger one.
+    objects
+        That it found; of a model of classes, none are counted.
     """
 
     pixels: tuple[int, int]
@@ -63,6 +66,7 @@ class Sample:
     disk_bytes: int
     results_bytes: int
     regions: int
+    objects: int = 0
 
     @property
     def start_seconds(self) -> float:
@@ -144,6 +148,7 @@ def take_sample(
         disk_bytes=disk,
         results_bytes=disk - _size(folder / "second" / ".segpipe"),
         regions=sum(region_count(image, box.shape) for image, box in parts),
+        objects=_objects(folder / "second"),
     )
 
 
@@ -259,6 +264,11 @@ def _run(inputs: Sequence[Path], out: Path, config: Path, log: Path) -> Usage:
         raise SegpipeError(
             f"the sample failed with exit code {error.returncode}; it said: {why_it_ended(log)}"
         ) from error
+
+
+def _objects(out: Path) -> int:
+    entries = read_entries(out).values()
+    return sum(one["objects"] or 0 for one in entries if not one.get("classes"))
 
 
 def _size(folder: Path) -> int:

@@ -134,8 +134,9 @@ class TileSettings(_Section):
     )
     copy: Literal["auto", "always", "never"] = Field(  # type: ignore[assignment]
         "auto",
-        description="whether OUT gets the image at full resolution; auto: unless it is a compressed "
-        "slide whose copy would be large, which is then read where it is",
+        description="whether OUT gets the image at full resolution; auto: unless the copy would be "
+        "large and it is a compressed slide or an OME-Zarr of suitable chunks, which is then read where "
+        "it is",
     )
     tissue: Annotated[Literal["auto", "off"], BeforeValidator(_as_word)] = Field(
         "auto",

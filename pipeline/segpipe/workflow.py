@@ -24,7 +24,7 @@ from segpipe.prepare import begin, model_hashes, stage_digests, writable_folder
 from segpipe.records import fingerprint, write_json, write_text
 from segpipe.report import read_entries, write_run_json
 from segpipe.reporting import write_report
-from segpipe.results import counted, log_failed
+from segpipe.results import counted, found_text, log_failed
 from segpipe.settings import AUTO, Project, Settings, parse_project
 from segpipe.stages.image import STAGES, settings_of
 
@@ -224,11 +224,11 @@ def check(project: Project, manifest: Path) -> int:
     write_report(out)
     for name in failed:
         log.error("%s", entries[name]["error"])
-    objects = sum(entry["objects"] or 0 for name, entry in entries.items() if name not in failed)
+    whole = [entry for name, entry in entries.items() if name not in failed]
+    objects = sum(entry["objects"] or 0 for entry in whole)
+    found = found_text((entry["objects"], entry.get("classes") or ()) for entry in whole)
     done = counted(len(entries) - len(failed), "image")
-    log.info(
-        "%s done, %s, %d failed; results in %s", done, counted(objects, "object"), len(failed), out
-    )
+    log.info("%s done, %s, %d failed; results in %s", done, found, len(failed), out)
     log_failed(failed, out)
     if missing:
         log.warning("%s came in since the run began: run it again", counted(len(missing), "image"))

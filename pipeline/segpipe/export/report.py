@@ -74,6 +74,18 @@ class Slide:
         return shape[1] * shape[2] / 1e6 if shape else self.megapixels
 
     @property
+    def looked_at(self) -> float | None:
+        """Share of the image that is inside the user's mask; None: objects were looked for in all."""
+        pixels = self.entry.get("looked_at_px")
+        return None if pixels is None or not self.megapixels else pixels / (self.megapixels * 1e6)
+
+    @property
+    def searched_megapixels(self) -> float | None:
+        """Of the part in which objects were looked for."""
+        share = self.looked_at
+        return self.megapixels if share is None or not self.megapixels else share * self.megapixels
+
+    @property
     def is_of_classes(self) -> bool:
         """Whether its labels are classes: then there are as many objects as classes that occur."""
         return bool(self.entry.get("classes"))
@@ -85,8 +97,8 @@ class Slide:
 
     @property
     def density(self) -> tuple[float, str] | None:
-        """Objects per area, and its unit."""
-        objects, megapixels = self.entry.get("objects"), self.megapixels
+        """Objects per area in which they were looked for, and its unit."""
+        objects, megapixels = self.entry.get("objects"), self.searched_megapixels
         if objects is None or not megapixels or self.is_of_classes:
             return None
         if self.pixel_size_um:
@@ -104,10 +116,10 @@ class Slide:
 
     @property
     def covered(self) -> float | None:
-        """Share of the image that objects cover."""
-        if not self.sizes or not self.megapixels:
+        """Share that objects cover of where they were looked for."""
+        if not self.sizes or not self.searched_megapixels:
             return None
-        return float(self.sizes["area_px"] / (self.megapixels * 1e6))
+        return float(self.sizes["area_px"] / (self.searched_megapixels * 1e6))
 
     @property
     def occupied(self) -> float | None:
@@ -240,7 +252,7 @@ def _short(value: float) -> str:
 def _totals(slides: Sequence[Slide]) -> str:
     failed = sum(one.status == "failed" for one in slides)
     suspicious = sum(one.seams.get("verdict") == "suspicious" for one in slides)
-    objects = sum(one.entry.get("objects") or 0 for one in slides)
+    objects = sum(one.entry.get("objects") or 0 for one in slides if not one.is_of_classes)
     megapixels = sum(one.megapixels or 0 for one in slides)
     sums = (
         ("slides", f"{len(slides):,}", ""),
@@ -296,12 +308,16 @@ def _facts(slide: Slide) -> str:
         facts.append(("pixel size", f"{size:.4g} um" if size else "not known"))
     if entry.get("scale", 1.0) != 1.0:
         facts.append(("worked on at", f"{entry['scale']:.4g} px a side to one"))
+    inside = ""
+    if slide.looked_at is not None:
+        inside = " of the area inside the mask"
+        facts.append(("looked at", f"{slide.looked_at:.1%} of the image: inside tile.mask"))
     if slide.density:
-        facts.append(("density", f"{_short(slide.density[0])} {slide.density[1]}"))
+        facts.append(("density", f"{_short(slide.density[0])} {slide.density[1]}{inside}"))
     if slide.diameter:
         facts.append(("median diameter", f"{slide.diameter[0]:.3g} {slide.diameter[1]}"))
     if slide.covered is not None:
-        facts.append(("covered by objects", f"{slide.covered:.1%}"))
+        facts.append(("covered by objects", f"{slide.covered:.1%}{inside}"))
     if slide.occupied is not None:
         tiles, skipped = entry["tiles"], entry.get("tiles_skipped") or 0
         why = entry.get("tiles_skipped_because") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class OmeZarrSource:
         t: int = 0,
         z: range = range(1),
     ) -> None:
-        self.header = header
+        self.header = replace(header, chunk=_chunk(arrays[0], axes, z))
         self._path = path
         self._arrays = arrays
         self._axes = axes
@@ -109,3 +110,11 @@ class OmeZarrSource:
         others = [a for a in self._axes if a not in order]
         part = part.transpose([self._axes.index(a) for a in (*others, *order)])
         return part.reshape(len(planes), -1, *box.shape)
+
+
+def _chunk(array: zarr.Array[Any], axes: tuple[str, ...], z: range) -> tuple[int, int] | None:
+    """Sides of a chunk, where it holds nothing but the plane that is read."""
+    chunk = dict(zip(axes, array.chunks, strict=True))
+    if len(z) > 1 or any(chunk.get(axis, 1) > 1 for axis in "tz"):
+        return None
+    return chunk["y"], chunk["x"]

@@ -88,6 +88,9 @@ class Slide:
         What is wrong with the file and does no harm to the full resolution.
     left_out
         Pictures beside the slide that are not read: label, macro, thumbnail.
+    chunk
+        (Y, X) of the pieces, each of this plane alone, in which an OME-Zarr stores the full
+        resolution; None of other files, and where more than the plane must be read.
     """
 
     def __init__(self, path: Path, source: Source, plane: Plane = THE_PLANE) -> None:
@@ -106,6 +109,7 @@ class Slide:
         self.compression = header.compression
         self.warnings = header.warnings + header.pixel_size.warnings
         self.left_out = header.left_out
+        self.chunk = header.chunk
 
     def __repr__(self) -> str:
         return f"Slide({printable(self.path.name)}, {self.shape}, {self.dtype})"

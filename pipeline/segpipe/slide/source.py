@@ -71,6 +71,8 @@ class Header:
     `dtype` is that of the file, in native byte order; `shape` counts pixels. `levels` begin with the
     full resolution, and each is smaller than the one before. `warnings` say what was wrong with the
     file and did no harm. `left_out` names pictures beside the slide: its label, its macro picture.
+    `chunk` is (Y, X) of the pieces, of this plane alone, in which the pixels of an array are stored
+    without loss; None of all else.
     """
 
     shape: tuple[int, int, int]
@@ -83,6 +85,7 @@ class Header:
     compression: str
     warnings: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    chunk: tuple[int, int] | None = None
 
 
 class Source(Protocol):

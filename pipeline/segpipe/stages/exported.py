@@ -21,6 +21,8 @@ SUFFIXES: Mapping[str, str] = {
     "tiff": ".labels.ome.tif",
 }
 """Of the files beside the table. None is the suffix of another: no image overwrites another's."""
+OUTLINES = ("geojson", "geoparquet")
+"""Those that hold outlines: written in one go."""
 VERSION = {"geojson": 2, "geoparquet": 2, "csv": 1, "anndata": 1, "tiff": 1}
 """Raised when a format's content changes."""
 FACT = "exports"
@@ -35,7 +37,7 @@ def export_path(out: Path, name: str, format_: str) -> Path:
 def export_key(format_: str, settings: ExportSettings) -> str:
     """Hash of all that decides an export besides labels and table."""
     own: list[Any] = []
-    if format_ in ("geojson", "geoparquet"):
+    if format_ in OUTLINES:
         own.append(settings.simplify_px)
     if format_ == "geojson":
         own.append(settings.classification)

@@ -35,15 +35,19 @@ from segpipe.polygons import Polygons, bands_of_polygons
 from segpipe.records import Record, Records, fingerprint, read_records
 from segpipe.settings import ExportSettings
 from segpipe.simplify import simplify
-from segpipe.stages.exported import FACT, check_formats, export_key, export_path, missing_exports
+from segpipe.stages.exported import (
+    FACT,
+    OUTLINES,
+    check_formats,
+    export_key,
+    export_path,
+    missing_exports,
+)
 from segpipe.stages.image import Manifest, manifest_path, remove, work_folder
 from segpipe.store import LABEL_GROUP, open_array, read_box
 
 Array = np.ndarray[Any, np.dtype[Any]]
 log = logging.getLogger(__name__)
-
-OUTLINES = ("geojson", "geoparquet")
-"""Formats that hold outlines: written in one go."""
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 from segpipe.components import Decode, to_byte
 from segpipe.errors import InputError, SettingsError
 from segpipe.geometry import Lattice, TileGrid
-from segpipe.models.modelfile import ModelCard
+from segpipe.models.modelfile import ModelCard, is_model_name
 from segpipe.records import fingerprint, json_text
 from segpipe.resampling import Resolution
-from segpipe.settings import Settings, StitchSettings, overrides
+from segpipe.settings import AUTO, Settings, StitchSettings, overrides
 from segpipe.slide import Plane
 from segpipe.stages.exported import remove_exports
 from segpipe.stages.mask import Mask, mask_fingerprint
@@ -31,7 +31,7 @@ from segpipe.store import LABEL_GROUP, Grid, disk_usage
 log = logging.getLogger(__name__)
 
 STAGES = ("tile", "infer", "stitch", "measure")
-VERSION = {"tile": 4, "infer": 6, "stitch": 2, "measure": 5}
+VERSION = {"tile": 4, "infer": 6, "stitch": 2, "measure": 6}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
 
 
@@ -437,9 +437,17 @@ def image_facts(image: Image) -> dict[str, Any]:
         "classes": list(image.model.card.outputs) if image.model.card.classes else [],
         "plan": vars(image.plan) | {"context": image.model.context},
         "region": image.region,
-        "overrides": overrides(image.settings)
-        | ({} if image.mask is None else {"tile.mask": str(image.mask.path)}),
+        "overrides": overrides(image.settings) | _whole_paths(image),
     }
+
+
+def _whole_paths(image: Image) -> dict[str, str]:
+    """Settings that are paths, so that they hold in any folder; the mask is that of this image."""
+    paths = {} if image.mask is None else {"tile.mask": str(image.mask.path)}
+    model = image.settings.infer.model
+    if model != AUTO and not is_model_name(model):
+        paths["infer.model"] = str(Path(model).absolute())
+    return paths
 
 
 def manifest_path(out: Path, name: str, stage: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,7 @@ def _measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
             "objects": before.facts["objects"],
             "seam_check": _check_seams(run, lattice, found, sums.distances).to_json(),
             "sizes": sums.sizes.to_json(),
+            "looked_at_px": _looked_at(image, found.values()),
             "image": image_facts(image),
         }
     )
@@ -202,11 +204,21 @@ def sum_one(work: Pass, name: str) -> Record:
             connected=not image.model.card.classes,
         ),
     )
-    known = None
+    known, looked_at = None, box.area
     if image.mask is not None:
         known = image.mask.inside(inside, image.scale, image.layout.full_shape)
+        looked_at = int(np.count_nonzero(known[box.within(inside).slices]))
     seams = seam_check.line_sums(labels, inside, box, seam_lattices_of(image), known)
-    return work.records.add(name, None, vars(sums) | {"seams": seams})
+    return work.records.add(name, None, vars(sums) | {"seams": seams}, looked_at=looked_at)
+
+
+def _looked_at(image: Image, found: Iterable[Record]) -> int | None:
+    """Full-resolution pixels inside the user's mask; None: there is none, or regions failed."""
+    counts = [int(record.facts["looked_at"]) for record in found]
+    if image.mask is None or len(counts) < len(image.label_lattice):
+        return None
+    share: float = sum(counts) / math.prod(image.layout.plane)
+    return round(share * math.prod(image.layout.full_shape))
 
 
 def _planes(image: Image, box: Box) -> Iterator[Array]:
