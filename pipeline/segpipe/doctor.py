@@ -185,9 +185,9 @@ def _device() -> str:
 
 
 def _backends() -> str:
-    import openvino
+    from segpipe.segmenter.openvino import process_core
 
-    devices = ", ".join(openvino.Core().available_devices)
+    devices = ", ".join(process_core().available_devices)
     return f"{OPENVINO} {metadata.version(OPENVINO)} ({devices}), {EAGER}"
 
 

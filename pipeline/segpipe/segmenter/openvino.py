@@ -55,7 +55,7 @@ class OpenVino:
         self._version = str(openvino.__version__).split("-")[0]
         self._classes = classes
         self._lock = threading.Lock()  # a request serves one caller at a time
-        core = _process_core()
+        core = process_core()
         if precision == "bfloat16" and "BF16" not in core.get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"
         ):
@@ -103,7 +103,7 @@ def import_quietly() -> ModuleType:
 
 
 @functools.cache
-def _process_core() -> Any:
+def process_core() -> Any:
     """OpenVINO's core, one for the life of the process.
 
     Its CPU plugin gives the thread that first compiles a network a stack for signal handlers, and unmaps
