@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import http.server
 import threading
@@ -268,3 +269,26 @@ def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(remote.FsspecStore, "from_url", missing)
     with pytest.raises(InputError, match=r"a\.zarr: needs a package .*segpipe\[remote\]"):
         open_slide(Path("s3://bucket/a.zarr"))
+
+
+def test_an_error_comes_when_what_was_asked_beside_it_has_ended() -> None:
+    """Else s3fs tells in tracebacks, when the process ends, of what was under way."""
+    ended = []
+
+    class Refusing:
+        async def get(self, key: str, *_: Any) -> None:
+            if key == "slow":
+                await asyncio.sleep(0.2)
+                ended.append(key)
+            raise PermissionError("Forbidden")
+
+    async def ask() -> list[str]:
+        store = remote.PatientStore(Refusing())  # type: ignore[arg-type]
+        both = [asyncio.ensure_future(store.get(key, None)) for key in ("quick", "slow")]  # type: ignore[arg-type]
+        with pytest.raises(OSError, match="quick: Forbidden"):
+            await asyncio.gather(*both)
+        seen = list(ended)
+        await asyncio.wait(both)
+        return seen
+
+    assert asyncio.run(ask()) == ["slow"]

@@ -12,7 +12,7 @@ from segpipe.errors import InputError, SegpipeError
 from segpipe.inputs import Input, choice_of, plain_name
 from segpipe.prepare import prepare
 from segpipe.settings import Settings
-from segpipe.slide import Choice, Chosen, OpenFile, Scene, Slide, open_file
+from segpipe.slide import Choice, Chosen, OpenFile, Scene, Slide, address, open_file
 from segpipe.slide.source import printable
 from segpipe.stages.image import Image
 
@@ -68,7 +68,7 @@ class Description:
                 "resampled": image.layout.resolution.resampled,
             }
         return {
-            "file": str(self.path),
+            "file": address(self.path),
             "height": height,
             "width": width,
             "dtype": slide.dtype.name,
@@ -103,7 +103,7 @@ class Description:
         slide = self.slide
         channels, height, width = slide.shape
         size = slide.pixel_size_um
-        yield "file", printable(self.path, 4096)
+        yield "file", printable(address(self.path), 4096)
         yield "size", f"{width:,} x {height:,} px, {slide.dtype}"
         names = ", ".join(printable(name, 60) for name in slide.channel_names)
         yield "channels", f"{channels}: {names}"

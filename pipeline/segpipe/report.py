@@ -14,6 +14,7 @@ from segpipe import __version__
 from segpipe.records import locked, read_json, write_json
 from segpipe.results import ImageResult
 from segpipe.settings import Settings
+from segpipe.slide import address
 from segpipe.stages.image import Image, image_facts
 
 LIBRARIES = ("torch", "openvino", "numpy", "scipy", "numba", "zarr", "tifffile", "dask")
@@ -79,7 +80,7 @@ def read_entries(out: Path) -> dict[str, Mapping[str, Any]]:
 def entry_of(result: ImageResult, image: Image | None) -> dict[str, Any]:
     """What run.json says of an image; None: it could not be opened."""
     entry: dict[str, Any] = {
-        "source": str(result.source),
+        "source": address(result.source),
         "plane": result.plane.stated() or None,
         "status": "failed" if result.status == "failed" else "done",
         "error": result.error,

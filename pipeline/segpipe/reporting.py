@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import logging
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from segpipe.export.report import Slide, by_need, report_page
 from segpipe.inputs import Input, known_inputs
 from segpipe.records import locked, read_json, write_text
 from segpipe.report import read_entries
+from segpipe.slide import address
 from segpipe.stages.image import STAGES, Manifest, manifest_chain, thumbnail_path
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _told(
     """An entry as in run.json, by what the manifests say now: another run may have gone on since."""
     told: dict[str, Any] = {"status": "unfinished", "error": None} | dict(entry)
     if known is not None:
-        told |= {"source": os.fspath(known.source), "plane": known.plane.stated() or None}
+        told |= {"source": address(known.source), "plane": known.plane.stated() or None}
     last = chain.get(STAGES[-1])
     if last is not None:
         told |= last.facts.get("image", {})

@@ -19,7 +19,7 @@ from segpipe.jobs import FOLDER, told_by
 from segpipe.records import is_locked
 from segpipe.report import read_entries
 from segpipe.results import counted, regions_text
-from segpipe.slide import THE_PLANE
+from segpipe.slide import THE_PLANE, address
 from segpipe.slide.source import printable
 from segpipe.stages.image import STAGES, Manifest, manifest_chain, work_folder
 
@@ -133,7 +133,7 @@ def _status(out: Path, one: Input, lost: str | None) -> ImageStatus:
         state = DONE
     return ImageStatus(
         one.name,
-        os.fspath(one.source),
+        address(one.source),
         one.plane.stated() or None,
         state,
         at,

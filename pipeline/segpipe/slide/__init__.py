@@ -5,7 +5,7 @@ from __future__ import annotations
 from segpipe.slide.channels import list_channels, select_channels
 from segpipe.slide.omezarr import is_zarr_folder, list_labels
 from segpipe.slide.planes import THE_PLANE, Choice, Chosen, Plane, Scene
-from segpipe.slide.remote import remote_url
+from segpipe.slide.remote import address, remote_url
 from segpipe.slide.slide import (
     IMAGE_SUFFIXES,
     OpenFile,
@@ -26,6 +26,7 @@ __all__ = [
     "Plane",
     "Scene",
     "Slide",
+    "address",
     "input_fingerprint",
     "is_zarr_folder",
     "list_channels",

@@ -44,6 +44,9 @@ COLOURS = ("red", "green", "blue")
 """Labels by which an image is known as RGB; omero's display colours do not tell it."""
 
 _REMEDY = "give an OME-Zarr 0.4 or 0.5 folder"
+_REMOTE_REMEDY = (
+    "give the address of an OME-Zarr 0.4 or 0.5, and credentials where the store asks for them"
+)
 _UNREADABLE = "is no OME-Zarr image that can be read"
 _MARKERS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
@@ -70,7 +73,7 @@ def open_omezarr(path: Path) -> OmeZarrContents:
     local = remote_url(path) is None
     if local and not any((path / marker).is_file() for marker in _MARKERS):
         raise unusable(path, "is a folder without Zarr metadata", _REMEDY)
-    with reading(path, _UNREADABLE, _REMEDY):
+    with reading(path, _UNREADABLE, _REMEDY if local else _REMOTE_REMEDY):
         return OmeZarrContents(path)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -33,6 +34,8 @@ from segpipe.slide.source import printable, unusable
 TIMEOUT_S = 60.0
 ATTEMPTS = 5
 FIRST_PAUSE_S = 0.5
+LEFT_S = 5.0
+"""How long an error waits for what was asked for beside it."""
 
 _SCHEME = re.compile(r"(https?|s3|gs|gcs|az|abfs|memory):/+")
 _FINAL = (FileNotFoundError, PermissionError, ImportError, TypeError, ValueError)
@@ -48,6 +51,15 @@ def remote_url(path: Path) -> str | None:
     text = path.as_posix()
     found = _SCHEME.match(text)
     return None if found is None else f"{found[1]}://{text[found.end() :]}"
+
+
+def address(path: Path) -> str:
+    """What a path is called by whoever gives it: a path keeps one of the two slashes of an address.
+
+    >>> address(Path("s3://bucket/a.zarr")), address(Path("a.zarr"))
+    ('s3://bucket/a.zarr', 'a.zarr')
+    """
+    return remote_url(path) or os.fspath(path)
 
 
 def open_store(path: Path) -> Store:
@@ -74,11 +86,28 @@ def open_store(path: Path) -> Store:
 class PatientStore(WrapperStore[FsspecStore]):
     """A store for reading over a network: patient within bounds."""
 
+    def __init__(self, store: FsspecStore) -> None:
+        super().__init__(store)
+        self._asked: set[asyncio.Future[None]] = set()
+
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """The value, None when there is none; errors as `_patiently`."""
-        value = await _patiently(key, lambda: self._store.get(key, prototype, byte_range))
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.add(ended)
+        try:
+            value = await _patiently(key, lambda: self._store.get(key, prototype, byte_range))
+        except OSError:
+            # Zarr asks for several keys at once, and takes the first error for the end. What is left
+            # then would say so in tracebacks when the process ends.
+            self._asked.remove(ended)
+            if self._asked:
+                await asyncio.wait(self._asked, timeout=LEFT_S)
+            raise
+        finally:
+            self._asked.discard(ended)
+            ended.set_result(None)
         return value if value is None else _part(value, byte_range)
 
     async def get_partial_values(
@@ -136,6 +165,8 @@ def _may_pass(error: Exception) -> bool:
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return status >= 500 or status in _BUSY
+    if "Credential" in type(error).__name__:  # botocore's, of which there are several
+        return False
     return not isinstance(error, _FINAL)
 
 
