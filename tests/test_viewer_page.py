@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -120,9 +121,11 @@ const [layer, ...wanted] = arguments;
 const drawn = segpipe.viewer.world.getItemAt(layer).getTilesToDraw().flat().map(({ tile }) => tile);
 return wanted.map((url) => {
   const tile = drawn.find((one) => one.getUrl() === url);
-  const { canvas } = tile.getCache().data;
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-  return [canvas.height, canvas.width, btoa(Array.from(data, (n) => String.fromCharCode(n)).join(""))];
+  const { width, height } = tile.getCache().data.canvas;
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.drawImage(tile.getCache().data.canvas, 0, 0);
+  const { data } = context.getImageData(0, 0, width, height);
+  return [height, width, btoa(Array.from(data, (n) => String.fromCharCode(n)).join(""))];
 });
 """
 
@@ -157,6 +160,19 @@ def test_pixels_and_objects_are_painted_as_they_are(page, server, name):
         if ((found := painted(page, 1))[..., 3] > 0).sum() == (ids > 0).sum():
             break
     assert np.array_equal(found[ids > 0][:, :3], colours(ids[ids > 0]))
+
+
+def test_outlines_are_right_where_a_tile_came_before_the_one_beside_it(page, server):
+    show(page, server, "grey", "?y=190&x=330&zoom=8")  # one tile of the four, far inside
+    for y, x in ((190, 440), (320, 440), (320, 330), (256, 384)):
+        page.execute_script(f"segpipe.goTo({{y: {y}, x: {x}, zoom: 8}})")
+        time.sleep(0.1)  # DRAWN is true until the next frame has asked for tiles
+        until(page, DRAWN)
+    drawn = outline(LABELS)[128:384, 256:512]
+    for _ in range(50):
+        if np.array_equal(painted(page, 1)[..., 3] == 255, drawn):
+            break
+    assert np.array_equal(painted(page, 1)[..., 3] == 255, drawn)
 
 
 def differing_until(page, wanted, tries=40):
