@@ -7,7 +7,7 @@
 
 import { Drawer, imageLayer, labelLayer, paintsTiles, repaint } from "./layers.js";
 import {
-  filterList, find, make, markCurrent, say, scaleBar, showChannels, showList, showRow,
+  countOf, filterList, find, make, markCurrent, say, scaleBar, showChannels, showList, showRow,
 } from "./panel.js";
 import { openSlide } from "./pool.js";
 
@@ -60,7 +60,7 @@ async function askJson(path) {
 // --- an image -----------------------------------------------------------------------------------
 
 async function show(key, place = {}) {
-  const entry = view.slides.find((one) => one.key === key) ?? view.slides[0];
+  const entry = view.slides.find((one) => one.key === key) ?? view.slides.find((one) => one.shown) ?? view.slides[0];
   if (!entry) return say("There are no images yet.");
   Object.assign(view, { current: entry, slide: null, lost: new Map() });
   Object.assign(style, { selected: 0 });
@@ -70,7 +70,7 @@ async function show(key, place = {}) {
   showRow(null, "Click on one.");
   showChannels([]);
   say();
-  if (!entry.shown) return say(`${entry.name}: ${entry.error ?? "not finished; load the page again later"}`);
+  if (!entry.shown) return say(named(entry, entry.error ?? "not finished; load the page again later"));
   try {
     const url = new URL(`slides/${entry.key}/image.ome.zarr`, location.href.split("#")[0]).href;
     const [slide, told] = await Promise.all([
@@ -95,6 +95,9 @@ async function show(key, place = {}) {
   goTo(place);
 }
 
+/** A text that says of which image it is, once: errors name the file. */
+const named = ({ name }, text) => (text.includes(name) ? text : `${name}: ${text}`);
+
 /** Opens the layers; resolves when the viewer has them. */
 function opened(sources) {
   return new Promise((resolve, reject) => {
@@ -116,7 +119,7 @@ function describe(entry, slide = null, told = null) {
   document.title = `${entry.name} - segpipe`;
   find("name").textContent = entry.name;
   const facts = [];
-  if (entry.objects !== null) facts.push(`${entry.objects.toLocaleString("en")} objects`);
+  if (entry.objects !== null) facts.push(countOf(entry));
   if (slide) {
     const shape = told.full_shape ?? [slide.image.height, slide.image.width].map((n) => Math.round(n * view.scale));
     const size = shape.map((n) => n.toLocaleString("en"));
@@ -274,7 +277,7 @@ const KEYS = [
   ["+", "closer", "+", zoomBy(1.5)],
   ["-", "farther", "-", zoomBy(1 / 1.5)],
   ["0", "all of it", "0", () => viewer.viewport.goHome()],
-  ["1", "full resolution", "1", () => viewer.viewport.zoomTo(image().imageToViewportZoom(1))],
+  ["1", "full resolution", "1", () => viewer.viewport.zoomTo(image().imageToViewportZoom(view.scale))],
   ["l", "objects on, off", "l", () => find("shown").click()],
   ["o", "outlines, filled", "o", () => setMode(MODES[1 - MODES.indexOf(style.mode)])],
   ["[", "objects paler", "[", fade(-0.1)],
