@@ -29,6 +29,9 @@ def add_image(
     pixel_size_um: float | None = None,
     rgb: bool = False,
     failed: tuple[dict[str, Any], ...] = (),
+    finest: int = 0,
+    scale: float = 1.0,
+    classes: tuple[str, ...] = (),
 ) -> None:
     """Add an image to an OUT; without labels it is one whose run has come as far as `tile`.
 
@@ -40,30 +43,46 @@ def add_image(
         (Y, X) uint32.
     grid
         Sizes of shards and of chunks.
+    finest
+        The first level that there is of the image, which was not copied where it is above 0.
+    scale
+        Full-resolution pixels for each pixel of `pixels`.
+    classes
+        What the labels stand for where they are no objects.
     """
     channels = ["red", "green", "blue"] if rgb else [f"channel {n}" for n in range(len(pixels))]
     path, shape = out / f"{name}.ome.zarr", store.Grid.fitting(pixels.shape[1:], *grid)
     path.parent.mkdir(parents=True, exist_ok=True)
     store.create_image(
-        path, channels, shape, pixels.dtype, pixel_size_um=pixel_size_um, name=name, rgb=rgb
+        path,
+        channels,
+        shape,
+        pixels.dtype,
+        pixel_size_um=pixel_size_um,
+        name=name,
+        rgb=rgb,
+        scale=scale,
+        finest=finest,
     )
     if ranges:
         store.set_contrast(path, range(len(pixels)), ranges)
-    _write_pyramid(path, shape, pixels, store.halve_mean)
+    _write_pyramid(path, shape, pixels, store.halve_mean, finest)
     stages = STAGES[:1]
     if labels is not None:
         stages = STAGES
-        store.create_labels(path, shape, pixel_size_um=pixel_size_um)
+        store.create_labels(path, shape, pixel_size_um=pixel_size_um, scale=scale, classes=classes)
         _write_pyramid(path / store.LABEL_GROUP, shape, labels, store.halve_nearest)
         sums = sum_region(labels, np.full(labels.shape, 200, np.uint8), Box(0, 0, *labels.shape))
         size = "" if pixel_size_um is None else repr(pixel_size_um)
         with TableWriter(out / f"{name}.parquet", {"pixel_size_um": size}, {}) as writer:
             for start in range(0, max(len(sums), 1), 3):  # several groups of rows
                 rows = ObjectSums.of_rows(sums[start : start + 3]).closed()
-                frame = Frame(labels.shape, labels.shape, pixel_size_um)
+                full = (round(labels.shape[0] * scale), round(labels.shape[1] * scale))
+                frame = Frame(labels.shape, full, pixel_size_um, scale)
                 writer.write(instance_columns(rows, frame))
     for stage in stages:
-        facts = {"objects": 0 if labels is None else len(np.unique(labels[labels > 0]))}
+        objects = 0 if labels is None else len(np.unique(labels[labels > 0]))
+        facts = {"objects": objects, "scale": scale, "image": {"classes": list(classes)}}
         made = Manifest(stage, "f", "t", failed if stage == stages[-1] else (), facts)
         made.write(manifest_path(out, name, stage))
     know(out, name)
@@ -91,10 +110,12 @@ def discs(shape: tuple[int, int], pitch: int = 40) -> Array:
     return np.where(inside, 1 + (y // pitch) * columns + x // pitch, 0).astype(np.uint32)
 
 
-def _write_pyramid(path: Path, grid: store.Grid, pixels: Array, halve: Any) -> None:
+def _write_pyramid(
+    path: Path, grid: store.Grid, pixels: Array, halve: Any, finest: int = 0
+) -> None:
     for level in range(len(grid.levels)):
         height, width = grid.level(level).shard
-        for y in range(0, pixels.shape[-2], height):
+        for y in range(0, pixels.shape[-2] if level >= finest else 0, height):
             for x in range(0, pixels.shape[-1], width):
                 part = pixels[..., y : y + height, x : x + width]
                 box = Box(y, x, y + part.shape[-2], x + part.shape[-1])

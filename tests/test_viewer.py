@@ -35,6 +35,7 @@ def out(tmp_path_factory):
     pixels = (labels[None] % 251).astype(np.uint8)
     add_image(folder, HOSTILE, pixels, labels, pixel_size_um=0.5)
     add_image(folder, "sub/two", pixels.astype(np.uint16), None)
+    add_image(folder, "kinds", pixels, (labels > 0).astype(np.uint32), classes=("ground", "disc"))
     know(folder, "broken", status="failed", error="broken.tif: is not an image")
     (folder / "secret.txt").write_text("secret")
     (folder.parent / "outside.json").write_text("{}")
@@ -80,7 +81,9 @@ def test_the_page_and_all_that_it_names_are_served(server, get):
     named = re.findall(r'(?:src|href)="(page/[^"]+)"', body.decode())
     for module in PAGE.glob("*.js"):
         found = re.findall(r'from "\./([^"]+)"', module.read_text())
+        found += re.findall(r'new Worker\(new URL\("([^"]+)"', module.read_text())
         named += [f"page/{name}" for name in found]
+    assert "page/worker.js" in named
     assert len(set(named)) >= 8
     for name in named:
         status, headers, body = get(name)
@@ -202,10 +205,12 @@ def test_chunks_that_are_background_are_not_found(get):
 def test_images_are_listed_with_what_became_of_them(get):
     told = json.loads(get("slides.json")[2])
     by_name = {one["name"]: one for one in told["slides"]}
-    assert list(by_name) == sorted([HOSTILE, "sub/two", "sub/moved", "broken"])
+    assert list(by_name) == sorted([HOSTILE, "kinds", "sub/two", "sub/moved", "broken"])
     assert by_name[HOSTILE]["status"] == "done" and by_name[HOSTILE]["objects"] == 8 * 7
     assert by_name["sub/two"]["status"] == "unfinished" and by_name["sub/two"]["shown"]
     assert not by_name["sub/two"]["labelled"]
+    assert by_name["kinds"]["classes"] == ["ground", "disc"]
+    assert by_name[HOSTILE]["classes"] == by_name["sub/two"]["classes"] == []
     assert by_name["broken"]["error"] == "broken.tif: is not an image"
     assert by_name["broken"]["status"] == "failed" and not by_name["broken"]["shown"]
 

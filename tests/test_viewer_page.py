@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -33,6 +34,8 @@ for number, place in enumerate(  # edges along the lines between tiles, on both 
 ):
     LABELS[place] = 9001 + number
 RAMP = np.indices(SHAPE).sum(0)
+ODD = LABELS[:597, :699]  # the last pixels of coarse levels overhang it
+FIRST = "0 by name"  # before all that can be shown
 IMAGES = {
     "grey": (RAMP[None].astype(np.uint16), [(100.0, 1000.0)], False),
     "rgb": (np.stack([RAMP % 256, RAMP // 6, 255 - RAMP // 6]).astype(np.uint8), None, True),
@@ -54,6 +57,11 @@ def out(tmp_path_factory):
     data[200] ^= 255  # in the first chunk
     shard.write_bytes(data)
     know(folder, "broken", status="failed", error=f"{HOSTILE}.tif: is not an image")
+    know(folder, FIRST, status="failed", error=f"/images/{FIRST}.tif: is not an image")
+    pixels = IMAGES["grey"][0][:, : ODD.shape[0], : ODD.shape[1]]
+    add_image(folder, "uncopied", pixels, ODD, finest=2)
+    add_image(folder, "resampled", pixels, ODD, finest=1, scale=2.5)
+    add_image(folder, "kinds", pixels, (ODD > 0).astype(np.uint32), classes=("ground", "disc"))
     return folder
 
 
@@ -120,9 +128,11 @@ const [layer, ...wanted] = arguments;
 const drawn = segpipe.viewer.world.getItemAt(layer).getTilesToDraw().flat().map(({ tile }) => tile);
 return wanted.map((url) => {
   const tile = drawn.find((one) => one.getUrl() === url);
-  const { canvas } = tile.getCache().data;
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-  return [canvas.height, canvas.width, btoa(Array.from(data, (n) => String.fromCharCode(n)).join(""))];
+  const { width, height } = tile.getCache().data.canvas;
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.drawImage(tile.getCache().data.canvas, 0, 0);
+  const { data } = context.getImageData(0, 0, width, height);
+  return [height, width, btoa(Array.from(data, (n) => String.fromCharCode(n)).join(""))];
 });
 """
 
@@ -157,6 +167,19 @@ def test_pixels_and_objects_are_painted_as_they_are(page, server, name):
         if ((found := painted(page, 1))[..., 3] > 0).sum() == (ids > 0).sum():
             break
     assert np.array_equal(found[ids > 0][:, :3], colours(ids[ids > 0]))
+
+
+def test_outlines_are_right_where_a_tile_came_before_the_one_beside_it(page, server):
+    show(page, server, "grey", "?y=190&x=330&zoom=8")  # one tile of the four, far inside
+    for y, x in ((190, 440), (320, 440), (320, 330), (256, 384)):
+        page.execute_script(f"segpipe.goTo({{y: {y}, x: {x}, zoom: 8}})")
+        time.sleep(0.1)  # DRAWN is true until the next frame has asked for tiles
+        until(page, DRAWN)
+    drawn = outline(LABELS)[128:384, 256:512]
+    for _ in range(50):
+        if np.array_equal(painted(page, 1)[..., 3] == 255, drawn):
+            break
+    assert np.array_equal(painted(page, 1)[..., 3] == 255, drawn)
 
 
 def differing_until(page, wanted, tries=40):
@@ -205,6 +228,69 @@ def test_a_click_gives_the_row_of_the_object(out, page, server):
                 row["centroid_y_px"], rel=1e-5
             )
     assert page.execute_script("return location.hash").startswith("#grey?")
+
+
+@pytest.mark.parametrize(("name", "scale"), [("uncopied", 1.0), ("resampled", 2.5)])
+def test_a_click_on_an_image_that_is_not_copied_gives_the_object_there(
+    out, page, server, name, scale
+):
+    """Its image is coarser than its labels, so that two pyramids lie on each other."""
+    rows = {row["id"]: row for row in pq.read_table(out / f"{name}.parquet").to_pylist()}
+    even = [  # where a pixel more or less to any side makes no difference, and two do
+        np.roll(ODD, shift, (0, 1)) == ODD for shift in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    ]
+    ys, xs = np.nonzero(np.logical_and.reduce(even) & (outline(np.roll(ODD, 2, 1)) | (ODD > 9000)))
+    chosen = np.random.default_rng(0).choice(len(ys), 5)
+    far = np.argmax(ys * (xs > 640) * (ODD[ys, xs] > 0))  # where a wrong scale would show
+    for place in [*chosen, far]:
+        y, x = ((n + 0.5) * scale - 0.5 for n in (ys[place], xs[place]))
+        show(page, server, name, f"?y={y}&x={x}&zoom={8 / scale}")
+        page.execute_script("segpipe.style.selected = -1")
+        ActionChains(page).click(page.find_element(By.ID, "canvas")).perform()
+        wanted = int(ODD[ys[place], xs[place]])
+        until(page, f"return segpipe.style.selected === {wanted}")
+        if wanted:
+            shown = until(
+                page,
+                "const t = document.getElementById('row').innerText; "
+                f"return t.startsWith('id\\t{wanted}\\n') && t",
+            )
+            found = dict(line.split("\t") for line in shown.splitlines())
+            for key in ("centroid_y_px", "centroid_x_px"):
+                told = float(found[key].replace(",", ""))
+                assert told == pytest.approx(rows[wanted][key], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["grey", "uncopied", "resampled"])
+def test_the_key_1_shows_a_pixel_of_the_full_resolution_as_one_of_the_screen(page, server, name):
+    show(page, server, name, "?y=200&x=200&zoom=3")
+    ActionChains(page).send_keys("1").perform()
+    until(page, "return location.hash.endsWith('&zoom=1')")
+
+
+def test_the_first_image_that_can_be_shown_is_opened(page, server):
+    page.get("about:blank")
+    page.get(server.url)
+    until(page, DRAWN)
+    assert page.find_element(By.CSS_SELECTOR, "#list button").text.startswith(FIRST)
+    assert page.execute_script("return segpipe.current.name") == HOSTILE
+    assert not page.find_element(By.ID, "message").is_displayed()
+
+
+def test_an_error_has_the_name_of_its_image_once(page, server):
+    show(page, server, "grey")
+    for name, said in ((FIRST, f"/images/{FIRST}.tif"), ("broken", f"broken: {HOSTILE}.tif")):
+        page.find_element(By.CSS_SELECTOR, f"button[data-key='{quote(name)}']").click()
+        wanted = f"{said}: is not an image"
+        until(page, f"return document.getElementById('message').innerText === '{wanted}'")
+
+
+def test_classes_are_not_told_as_objects(page, server):
+    show(page, server, "kinds")
+    for place in ("button[data-key=kinds]", "#facts"):
+        told = page.find_element(By.CSS_SELECTOR, place).text
+        assert "1 class" in told and "objects" not in told
+    assert "objects" in page.find_element(By.CSS_SELECTOR, "button[data-key=grey]").text
 
 
 def test_a_link_and_an_id_lead_to_the_place(page, server):

@@ -4,7 +4,10 @@
 
 A made field of 16-bit nuclei with its labels, as segpipe writes it, is walked over: jumps to random
 places at full resolution, halfway and over all of it. Printed are quantiles over the tiles of both
-layers, and as the floor the same bytes fetched by the same browser, neither decoded nor drawn.
+layers, over the jumps from each to the last tile that it needed, and as the floor those of the same
+bytes fetched by the same browser, neither decoded nor drawn. A tile's time begins when OpenSeadragon
+starts its request, so that fewer at once would flatter it; a jump's holds the waiting as well. A tile
+that is drawn after the jump for which it was fetched, as finer ones had covered it, does not count.
 Needs chromium and chromium-driver. One square is written once and its shards are linked, so that the
 field takes seconds to make and little disk; caches of the disk flatter such a field.
 """
@@ -30,6 +33,8 @@ from segpipe.stages.image import STAGES, Manifest, manifest_path
 SHARD, CHUNK = 2048, 512
 WATCH = """
 window.times = [];
+window.jumps = [];
+window.jump = (place) => { asked.clear(); jumps.push([performance.now()]); segpipe.goTo(place); };
 const asked = new Map();
 for (let n = 0; n < segpipe.viewer.world.getItemCount(); n++) {
   const { source } = segpipe.viewer.world.getItemAt(n);
@@ -41,6 +46,7 @@ segpipe.viewer.addHandler("tile-drawn", ({ tile }) => {
   if (begun === undefined) return;
   asked.delete(tile.getUrl());
   times.push([tile.getUrl().split("/")[0], performance.now() - begun]);
+  jumps.at(-1)[1] = performance.now();
 });
 """
 FETCH = """
@@ -110,22 +116,25 @@ def main() -> None:
             page.execute_script(WATCH)
             random = np.random.default_rng(1)
             for zoom in (1.0, 0.3, 0.08):
-                page.execute_script("times.length = 0")
+                page.execute_script("times.length = jumps.length = 0")
                 for _ in range(given.jumps):
                     y, x = random.integers(0, given.size, 2)
-                    page.execute_script(f"segpipe.goTo({{y: {y}, x: {x}, zoom: {zoom}}})")
+                    page.execute_script(f"jump({{y: {y}, x: {x}, zoom: {zoom}}})")
                     time.sleep(0.1)
                     until(page, DRAWN, 60)
-                _tell(f"zoom {zoom}", page.execute_script("return times"))
+                times, jumps = page.execute_script("return [times, jumps]")
+                for layer in ("image", "labels"):
+                    _tell(
+                        f"zoom {zoom}: {layer} tiles", [ms for name, ms in times if name == layer]
+                    )
+                _tell(f"zoom {zoom}: jumps", [jump[1] - jump[0] for jump in jumps if jump[1:]])
             _floor(server, page, out)
 
 
-def _tell(what: str, times: list[tuple[str, float]]) -> None:
-    for layer in ("image", "labels"):
-        found = [ms for name, ms in times if name == layer]
-        if found:
-            p50, p95 = np.percentile(found, [50, 95])
-            print(f"{what}: {layer}: {len(found)} tiles, p50 {p50:.0f} ms, p95 {p95:.0f} ms")
+def _tell(what: str, times: list[float]) -> None:
+    if times:
+        p50, p95 = np.percentile(times, [50, 95])
+        print(f"{what} ({len(times)}): p50 {p50:.0f} ms, p95 {p95:.0f} ms")
 
 
 def _floor(server: object, page: object, out: Path) -> None:
@@ -137,8 +146,7 @@ def _floor(server: object, page: object, out: Path) -> None:
     ]
     url = f"{server.url}slides/field/image.ome.zarr/"  # type: ignore[attr-defined]
     times = page.execute_async_script(FETCH, url, ranges)  # type: ignore[attr-defined]
-    p50, p95 = np.percentile(times, [50, 95])
-    print(f"floor: {size / 1e3:.0f} kB fetched alone, p50 {p50:.0f} ms, p95 {p95:.0f} ms")
+    _tell(f"floor: {size / 1e3:.0f} kB fetched alone", times)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 server.py      HTTP: the token, hosts, ranges of files
 catalogue.py   the images of an OUT, and what the page is told of each
-page/          the page itself: plain modules as the browser reads them
+page/          the page itself: plain modules as the browser reads them; main.js has the
+               window, worker.js reads and paints tiles
 page/vendor/   libraries, built by vendoring/ (see its README.md)
 """
 

@@ -109,6 +109,7 @@ class Slide:
             {"stage": stage} | dict(one) for stage, made in done.items() for one in made.failed
         ]
         shown = "tile" in done and (self.zarr / "zarr.json").is_file()
+        measured = done["measure"].facts if "measure" in done else {}
         if "measure" in done:
             status, error = ("failed" if failed else "done"), None
         elif told.get("status") == "failed":
@@ -125,7 +126,8 @@ class Slide:
             "shown": shown,
             "labelled": "measure" in done,
             "preview": self.preview.is_file(),
-            "objects": done["measure"].facts.get("objects") if "measure" in done else None,
+            "objects": measured.get("objects"),
+            "classes": measured.get("image", {}).get("classes", []),  # of objects: none
             "failed_regions": failed,
             "warnings": [text for one in done.values() for text in one.facts.get("warnings", [])],
         }

@@ -5,11 +5,11 @@
 //
 //     full = u * scale - 1/2
 
-import { imageLayer, labelLayer, paintsTiles, repaint } from "./layers.js";
+import { Drawer, imageLayer, labelLayer, paintsTiles, repaint } from "./layers.js";
 import {
-  filterList, find, make, markCurrent, say, scaleBar, showChannels, showList, showRow,
+  countOf, filterList, find, make, markCurrent, say, scaleBar, showChannels, showList, showRow,
 } from "./panel.js";
-import { openSlide } from "./slide.js";
+import { openSlide } from "./pool.js";
 
 const { OpenSeadragon } = window;
 const MODES = ["outlines", "filled"];
@@ -22,7 +22,7 @@ document.head.append(styled);
 
 const viewer = OpenSeadragon({
   element: find("canvas"),
-  drawer: "canvas",
+  drawer: Drawer,
   showNavigationControl: false,
   showNavigator: true,
   navigatorPosition: "TOP_RIGHT",
@@ -34,7 +34,9 @@ const viewer = OpenSeadragon({
   animationTime: 0.4,
   blendTime: 0,
   maxImageCacheCount: 160,
-  imageLoaderLimit: 8,
+  immediateRender: true, // the level that is looked at first: all coarser ones before it are more than it has
+  imageLoaderLimit: 6, // as many connections as a browser has to a host: more would wait there, out of order
+  maxTilesPerFrame: 4, // to ask for; one, as is usual, makes the asking slower than the reading
   smoothTileEdgesMinZoom: Infinity,
 });
 paintsTiles(viewer);
@@ -58,7 +60,7 @@ async function askJson(path) {
 // --- an image -----------------------------------------------------------------------------------
 
 async function show(key, place = {}) {
-  const entry = view.slides.find((one) => one.key === key) ?? view.slides[0];
+  const entry = view.slides.find((one) => one.key === key) ?? view.slides.find((one) => one.shown) ?? view.slides[0];
   if (!entry) return say("There are no images yet.");
   Object.assign(view, { current: entry, slide: null, lost: new Map() });
   Object.assign(style, { selected: 0 });
@@ -68,7 +70,7 @@ async function show(key, place = {}) {
   showRow(null, "Click on one.");
   showChannels([]);
   say();
-  if (!entry.shown) return say(`${entry.name}: ${entry.error ?? "not finished; load the page again later"}`);
+  if (!entry.shown) return say(named(entry, entry.error ?? "not finished; load the page again later"));
   try {
     const url = new URL(`slides/${entry.key}/image.ome.zarr`, location.href.split("#")[0]).href;
     const [slide, told] = await Promise.all([
@@ -80,7 +82,7 @@ async function show(key, place = {}) {
     describe(entry, slide, told);
     const sources = [imageLayer(slide, lost(entry))];
     if (slide.labels) {
-      const width = slide.labels.shape(0)[1] / (slide.width * slide.step); // the image's last pixel may overhang
+      const width = slide.labels.width / (slide.image.width * slide.step); // the image's last pixel may overhang
       sources.push({ tileSource: labelLayer(slide, style, lost(entry)), width });
     }
     await opened(sources);
@@ -92,6 +94,9 @@ async function show(key, place = {}) {
   entry.failed_regions.forEach(frame);
   goTo(place);
 }
+
+/** A text that says of which image it is, once: errors name the file. */
+const named = ({ name }, text) => (text.includes(name) ? text : `${name}: ${text}`);
 
 /** Opens the layers; resolves when the viewer has them. */
 function opened(sources) {
@@ -106,18 +111,17 @@ function opened(sources) {
 const lost = (entry) => (name, level, y, x, error) => {
   if (view.current !== entry) return;
   view.lost.set(`${name} ${level} ${y} ${x}`, error);
-  const cause = error.cause?.message ?? error.message;
   say(`${view.lost.size} tiles of ${entry.name} cannot be read, and are hatched; the last: ` +
-    `${name}, level ${level}, row ${y}, column ${x}: ${cause}`);
+    `${name}, level ${level}, row ${y}, column ${x}: ${error}`);
 };
 
 function describe(entry, slide = null, told = null) {
   document.title = `${entry.name} - segpipe`;
   find("name").textContent = entry.name;
   const facts = [];
-  if (entry.objects !== null) facts.push(`${entry.objects.toLocaleString("en")} objects`);
+  if (entry.objects !== null) facts.push(countOf(entry));
   if (slide) {
-    const shape = told.full_shape ?? [slide.height, slide.width].map((n) => Math.round(n * view.scale));
+    const shape = told.full_shape ?? [slide.image.height, slide.image.width].map((n) => Math.round(n * view.scale));
     const size = shape.map((n) => n.toLocaleString("en"));
     facts.push(`${size.join(" × ")} px`, slide.dtype);
     if (told.label_scale !== 1) facts.push(`worked on at 1 / ${Number(told.label_scale.toPrecision(4))}`);
@@ -176,7 +180,7 @@ viewer.addHandler("canvas-click", async ({ quick, position }) => {
   const { x, y } = image().viewportToImageCoordinates(viewer.viewport.pointFromPixel(position));
   const { slide } = view;
   const [v, u] = [y, x].map((n) => Math.floor(n * slide.step));
-  const [height, width] = slide.labels.shape(0);
+  const { height, width } = slide.labels;
   if (u < 0 || v < 0 || u >= width || v >= height) return;
   try {
     await select(await slide.idAt(v, u));
@@ -273,7 +277,7 @@ const KEYS = [
   ["+", "closer", "+", zoomBy(1.5)],
   ["-", "farther", "-", zoomBy(1 / 1.5)],
   ["0", "all of it", "0", () => viewer.viewport.goHome()],
-  ["1", "full resolution", "1", () => viewer.viewport.zoomTo(image().imageToViewportZoom(1))],
+  ["1", "full resolution", "1", () => viewer.viewport.zoomTo(image().imageToViewportZoom(view.scale))],
   ["l", "objects on, off", "l", () => find("shown").click()],
   ["o", "outlines, filled", "o", () => setMode(MODES[1 - MODES.indexOf(style.mode)])],
   ["[", "objects paler", "[", fade(-0.1)],

@@ -3,34 +3,53 @@
 const SELECTED = [255, 255, 255];
 
 /** Channels added, each in its colour: `planes` and `channels` go together. */
-export function paintChannels(planes, channels) {
-  const { height, width } = planes[0] ?? { height: 1, width: 1 };
+export function paintChannels(planes, channels, height, width) {
   const picture = new ImageData(width, height);
-  const out = picture.data;
-  for (let i = 3; i < out.length; i += 4) out[i] = 255;
+  const out = new Uint32Array(picture.data.buffer).fill(255 << 24);
   planes.forEach(({ data, stride }, number) => {
-    const { low, high, colour } = channels[number];
-    const light = lightOf(data, low, high);
-    const [red, green, blue] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16) / 255);
+    const { low, high } = channels[number];
+    const whole = data instanceof Uint8Array || data instanceof Uint16Array;
+    const table = colours(channels[number], whole ? 256 ** data.BYTES_PER_ELEMENT : 0);
+    const factor = high > low ? (STEPS - 1) / (high - low) : 0;
     for (let y = 0, i = 0; y < height; y++) {
-      for (let at = y * stride, end = at + width; at < end; at++, i += 4) {
-        const value = light(data[at]);
-        out[i] += value * red; // clamped: these are Uint8ClampedArray
-        out[i + 1] += value * green;
-        out[i + 2] += value * blue;
+      for (let at = y * stride, end = at + width; at < end; at++, i++) {
+        const place = whole ? data[at] : Math.min((data[at] - low) * factor, STEPS - 1);
+        out[i] = brighter(out[i], table[place > 0 ? place | 0 : 0]); // NaN is low
       }
     }
   });
   return picture;
 }
 
-/** 0 to 255 of a value between low and high, by a table where values are few; NaN is low. */
-function lightOf(data, low, high) {
-  const factor = high > low ? 255 / (high - low) : 0;
-  const light = (value) => (value > low ? Math.min((value - low) * factor, 255) : 0);
-  if (!(data instanceof Uint8Array || data instanceof Uint16Array)) return light;
-  const table = Float32Array.from({ length: 256 ** data.BYTES_PER_ELEMENT }, (_, value) => light(value));
-  return (value) => table[value];
+const STEPS = 65_536; // of light, where values are not whole numbers
+const tables = new Map();
+
+/** Packed colours: of each of so many whole values, or, of none, of STEPS values from low to high. */
+function colours({ low, high, colour }, values) {
+  const key = `${low} ${high} ${colour} ${values}`;
+  if (!tables.has(key)) {
+    if (tables.size > 16) tables.clear();
+    const rgb = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+    const [from, to] = values ? [low, high] : [0, STEPS - 1];
+    const table = new Uint32Array(values || STEPS);
+    for (let value = 0; value < table.length; value++) {
+      const light = to > from && value > from ? Math.min((value - from) / (to - from), 1) : 0;
+      table[value] = packed(rgb.map((n) => Math.round(n * light)));
+    }
+    tables.set(key, table);
+  }
+  return tables.get(key);
+}
+
+/** Two packed opaque colours added, each of red, green and blue up to 255. Red and blue at once: there
+ * is room between them for what is carried, and a carry becomes 255. */
+function brighter(one, other) {
+  let redBlue = (one & 0xff00ff) + (other & 0xff00ff);
+  let green = (one & 0xff00) + (other & 0xff00);
+  const carried = redBlue & 0x1000100;
+  redBlue |= carried - (carried >>> 8);
+  if (green > 0xff00) green = 0xff00;
+  return (255 << 24) | (redBlue & 0xff00ff) | green;
 }
 
 /** Objects, each in a colour of its own: the pixels inside that touch another one, or all.
@@ -71,9 +90,10 @@ export function colourOf(id, palette) {
   return palette[number];
 }
 
-/** What stands where a tile cannot be read: never black, never empty. */
-export function paintLost(context) {
-  const { width, height } = context.canvas;
+/** What stands where a tile cannot be read, an ImageBitmap: never black, never empty. */
+export function paintLost(height, width) {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d");
   context.fillStyle = "#3b1512";
   context.fillRect(0, 0, width, height);
   context.strokeStyle = "#ff6b5e";
@@ -84,4 +104,5 @@ export function paintLost(context) {
     context.lineTo(x + height, 0);
     context.stroke();
   }
+  return canvas.transferToImageBitmap();
 }

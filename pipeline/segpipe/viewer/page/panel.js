@@ -9,6 +9,12 @@ export function make(name, properties = {}, ...children) {
   return element;
 }
 
+/** How many objects an image has, or classes where its labels are those. */
+export function countOf({ objects, classes }) {
+  const [one, more] = classes.length ? ["class", "classes"] : ["object", "objects"];
+  return `${objects.toLocaleString("en")} ${objects === 1 ? one : more}`;
+}
+
 /** The list of images; `chosen(key)` is called on a click. */
 export function showList(slides, chosen) {
   const words = { done: "", failed: "failed", unfinished: "not finished" };
@@ -18,7 +24,7 @@ export function showList(slides, chosen) {
       button.dataset.key = slide.key;
       if (slide.shown)
         button.append(make("img", { loading: "lazy", alt: "", src: `slides/${slide.key}/thumbnail.png` }));
-      const count = slide.objects === null ? "" : `${slide.objects.toLocaleString("en")} objects`;
+      const count = slide.objects === null ? "" : countOf(slide);
       const told = [words[slide.status], count, slide.error].filter(Boolean).join(" · ");
       button.append(make("div", { textContent: slide.name }), make("small", { textContent: told }));
       return make("li", { className: slide.status }, button);

@@ -2,7 +2,8 @@
 
 import { FetchStore, decompress, open, registry } from "./vendor/zarr.js";
 
-const KEPT_CHUNKS = 96; // of labels, 1 MB each: a tile needs the edges of its neighbours
+const KEPT_BYTES = 2 ** 27; // of decoded chunks of a pyramid: tiles are painted anew
+const BESIDE = [[-1, 0], [1, 0], [0, -1], [0, 1]]; // above, below, left, right
 
 registry.set("zstd", () => ({
   fromConfig: () => ({ kind: "bytes_to_bytes", decode: (bytes) => decompress(bytes) }),
@@ -65,6 +66,8 @@ function pixelSizeUm({ axes, datasets }) {
 class Pyramid {
   constructor(arrays) {
     this.arrays = arrays;
+    this.kept = new Map(); // chunks by place, those used last at the end: { chunk: a promise, bytes }
+    this.bytes = 0;
     const [height, width] = arrays[0].shape.slice(-2);
     this.tile = arrays[0].chunks.slice(-2);
     arrays.forEach((array, level) => {
@@ -87,9 +90,48 @@ class Pyramid {
 
   /** One chunk: { data, stride }, which may be larger than the tile. No signal: chunks share the index
    * of their shard, and to abort one of them would fail the others. */
-  async chunk(level, channel, y, x) {
-    const { data, stride } = await this.arrays[level].getChunk([...channel, y, x]);
-    return { data, stride: stride.at(-2) };
+  chunk(level, ...place) {
+    const key = `${level}/${place}`;
+    const entry = this.kept.get(key) ?? { chunk: this.read(level, place), bytes: 0 };
+    this.kept.delete(key);
+    this.kept.set(key, entry);
+    return entry.chunk;
+  }
+
+  /** The same if it is read already, or is being read; null otherwise, and where it cannot be read. */
+  async known(level, ...place) {
+    return this.kept.get(`${level}/${place}`)?.chunk.catch(() => null) ?? null;
+  }
+
+  async read(level, place) {
+    const key = `${level}/${place}`;
+    try {
+      const { data, stride } = await this.arrays[level].getChunk(place);
+      this.keep(key, data.byteLength);
+      return { data, stride: stride.at(-2) };
+    } catch (error) {
+      this.kept.delete(key); // it may be there the next time
+      throw error;
+    }
+  }
+
+  /** Notes the size of a chunk, and forgets those used longest ago where that is too much. */
+  keep(key, bytes) {
+    this.kept.get(key).bytes = bytes;
+    this.bytes += bytes;
+    for (const [other, { bytes }] of this.kept) {
+      if (this.bytes <= KEPT_BYTES) break;
+      if (bytes && other !== key) {
+        this.bytes -= bytes;
+        this.kept.delete(other);
+      }
+    }
+  }
+
+  /** What the page needs of it. */
+  told() {
+    const [height, width] = this.shape(0);
+    return { height, width, tile: this.tile, levels: this.arrays.length };
   }
 }
 
@@ -97,30 +139,42 @@ class Slide {
   /** `step`: pixels of the labels for one of the image. */
   constructor(image, labels, channels, pixelSizeUm, step) {
     Object.assign(this, { image, labels, pixelSizeUm, step });
-    [this.height, this.width] = image.shape(0);
-    this.levels = image.arrays.length;
-    this.dtype = image.arrays[0].dtype;
     this.channels = channels.map(({ label, color, active, window }) => ({
       label, colour: `#${color}`, active, low: window.start, high: window.end, least: window.min, most: window.max,
     }));
-    this.chunks = new Map();
+    this.behind = new Map(); // by tile of labels: those beside it whose ids were given without it
   }
 
-  /** Pixels of one channel in a tile: { data, stride, height, width }. */
-  async plane(level, channel, y, x) {
-    const [height, width] = this.image.extent(level, y, x);
-    return { ...(await this.image.chunk(level, [channel], y, x)), height, width };
+  /** What the page needs of it. */
+  told() {
+    const { channels, pixelSizeUm, step } = this;
+    const dtype = this.image.arrays[0].dtype;
+    return { image: this.image.told(), labels: this.labels?.told() ?? null, dtype, channels, pixelSizeUm, step };
+  }
+
+  /** Pixels of one channel in a tile, or more: { data, stride }. */
+  plane(level, channel, y, x) {
+    return this.image.chunk(level, channel, y, x);
   }
 
   /** Ids in a tile and one pixel around it, (height + 2) x (width + 2); beyond the image those at its
-   * border, so that neither a tile's border nor the image's is an edge of an object. */
+   * border, so that neither a tile's border nor the image's is an edge of an object.
+   *
+   * So too where a tile beside it has not been asked for: to read it only for its edge would make three
+   * chunks of one. `behind` are the tiles, "level/y/x", that were given without this one. */
   async ids(level, y, x) {
     const [height, width] = this.labels.extent(level, y, x);
-    const [rows, columns] = this.labels.shape(level).map((n, axis) => Math.ceil(n / this.labels.tile[axis]));
-    const at = (v, u) => (v >= 0 && u >= 0 && v < rows && u < columns ? this.labelChunk(level, v, u) : null);
-    const [own, above, below, left, right] = await Promise.all(
-      [at(y, x), at(y - 1, x), at(y + 1, x), at(y, x - 1), at(y, x + 1)],
-    );
+    const own = await this.labels.chunk(level, y, x);
+    const beside = await Promise.all(BESIDE.map(([v, u]) => this.labels.known(level, y + v, x + u)));
+    const place = `${level}/${y}/${x}`;
+    BESIDE.forEach(([v, u], side) => {
+      const other = `${level}/${y + v}/${x + u}`;
+      if (!beside[side]) this.behind.set(other, (this.behind.get(other) ?? new Set()).add(place));
+    });
+    const behind = [...(this.behind.get(place) ?? [])];
+    this.behind.delete(place);
+
+    const [above, below, left, right] = beside;
     const stride = width + 2;
     const ids = new Uint32Array((height + 2) * stride);
     const copyRow = (chunk, from, to) => {
@@ -135,23 +189,13 @@ class Slide {
     copyRow(below ?? own, below ? 0 : height - 1, height + 1);
     copyColumn(left ?? own, left ? this.labels.tile[1] - 1 : 0, 0);
     copyColumn(right ?? own, right ? 0 : width - 1, width + 1);
-    return { ids, height, width };
+    return { ids, height, width, behind };
   }
 
   /** The id of the object at a pixel of level 0; 0 for none. */
   async idAt(y, x) {
     const [height, width] = this.labels.tile;
-    const chunk = await this.labelChunk(0, Math.floor(y / height), Math.floor(x / width));
+    const chunk = await this.labels.chunk(0, Math.floor(y / height), Math.floor(x / width));
     return chunk.data[(y % height) * chunk.stride + (x % width)];
-  }
-
-  labelChunk(level, y, x) {
-    const key = `${level}/${y}/${x}`;
-    const found = this.chunks.get(key) ?? this.labels.chunk(level, [], y, x);
-    this.chunks.delete(key); // those used last are at the end
-    this.chunks.set(key, found);
-    found.catch(() => this.chunks.delete(key));
-    if (this.chunks.size > KEPT_CHUNKS) this.chunks.delete(this.chunks.keys().next().value);
-    return found;
   }
 }
