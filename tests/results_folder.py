@@ -13,7 +13,9 @@ from segpipe.export.parquet import TableWriter
 from segpipe.geometry import Box
 from segpipe.properties import ObjectSums, sum_region
 from segpipe.records import read_json, write_json
-from segpipe.stages.image import STAGES, Manifest, manifest_path
+from segpipe.stages.image import STAGES
+from segpipe.stages.manifest import Manifest
+from segpipe.stages.places import manifest_path
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -25,7 +25,8 @@ from segpipe.geometry import Box
 from segpipe.labels import LabelFile, LabelImage, find_labels
 from segpipe.mistakes import Mistakes, densest_boxes
 from segpipe.overlaps import Overlaps
-from segpipe.stages.image import Manifest, manifest_path
+from segpipe.stages.manifest import Manifest
+from segpipe.stages.places import manifest_path
 from segpipe.store import LABEL_GROUP, Grid, create_image, create_labels, write_shard
 from segpipe.worst_cases import Scored, rank
 

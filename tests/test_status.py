@@ -17,7 +17,8 @@ from segpipe.cli import main
 from segpipe.inputs import find_inputs
 from segpipe.jobs import FOLDER, JobImage, write_job
 from segpipe.records import is_locked, locked
-from segpipe.stages.image import STAGES, work_folder
+from segpipe.stages.image import STAGES
+from segpipe.stages.places import work_folder
 from segpipe.status import read_status
 
 

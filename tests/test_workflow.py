@@ -16,7 +16,8 @@ import pytest
 
 from fields import nuclei, run, same_results, threshold_model
 from segpipe.records import locked, read_json, read_records
-from segpipe.stages.image import STAGES, work_folder
+from segpipe.stages.image import STAGES
+from segpipe.stages.places import work_folder
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"))

@@ -10,7 +10,9 @@ from pathlib import Path
 from segpipe.errors import SettingsError
 from segpipe.inputs import Input, known_inputs
 from segpipe.records import locked
-from segpipe.stages.image import STAGES, manifest_chain, work_folder
+from segpipe.stages.image import STAGES
+from segpipe.stages.manifest import manifest_chain
+from segpipe.stages.places import work_folder
 
 
 def find_images(out: Path) -> list[Input]:

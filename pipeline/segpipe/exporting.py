@@ -17,7 +17,7 @@ from segpipe.results import counted
 from segpipe.settings import ExportSettings
 from segpipe.stages.exported import OUTLINES, check_formats
 from segpipe.stages.exports import Results, make_exports
-from segpipe.stages.image import work_folder
+from segpipe.stages.places import work_folder
 from segpipe.stopping import stop_on_signals
 
 log = logging.getLogger(__name__)

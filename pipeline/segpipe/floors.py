@@ -30,7 +30,8 @@ import numpy as np
 from segpipe.geometry import Box, Tile
 from segpipe.inference import cut_window, normalise, read_box_of
 from segpipe.stages.emptiness import skipped_tiles
-from segpipe.stages.image import Image, current_manifests
+from segpipe.stages.image import Image
+from segpipe.stages.manifest import current_manifests
 from segpipe.stages.reading import pixels_in
 from segpipe.stages.seeds import probabilities_in
 from segpipe.stages.tile import ranges_of

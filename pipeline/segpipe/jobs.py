@@ -28,17 +28,9 @@ from segpipe.records import read_json, write_json
 from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE, Plane, input_fingerprint
 from segpipe.stages.exported import missing_exports
-from segpipe.stages.image import (
-    NEEDS,
-    STAGES,
-    Image,
-    Manifest,
-    array_path,
-    has_array,
-    has_results,
-    manifest_chain,
-    manifest_path,
-)
+from segpipe.stages.image import STAGES, Image
+from segpipe.stages.manifest import NEEDS, Manifest, has_array, has_results, manifest_chain
+from segpipe.stages.places import array_path, manifest_path
 
 FOLDER = Path("manifests", "jobs")
 

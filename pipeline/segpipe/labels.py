@@ -29,7 +29,8 @@ from segpipe.slide import (
     open_slide,
 )
 from segpipe.slide.source import printable, unusable
-from segpipe.stages.image import Manifest, manifest_path
+from segpipe.stages.manifest import Manifest
+from segpipe.stages.places import manifest_path
 from segpipe.store import LABEL_GROUP
 
 BAND_PIXELS = 2**22

@@ -19,7 +19,9 @@ from segpipe.inputs import Input, known_inputs
 from segpipe.records import locked, read_json, write_text
 from segpipe.report import read_entries
 from segpipe.slide import address
-from segpipe.stages.image import STAGES, Manifest, manifest_chain, thumbnail_path
+from segpipe.stages.image import STAGES
+from segpipe.stages.manifest import Manifest, manifest_chain
+from segpipe.stages.places import thumbnail_path
 
 log = logging.getLogger(__name__)
 

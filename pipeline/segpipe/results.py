@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.slide import THE_PLANE, Plane
-from segpipe.stages.image import STAGES, Image, current_manifests
+from segpipe.stages.image import STAGES, Image
+from segpipe.stages.manifest import current_manifests
 
 log = logging.getLogger(__name__)
 

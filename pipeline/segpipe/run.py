@@ -27,15 +27,8 @@ from segpipe.results import ImageResult, RunResult, conclude, counted, result_of
 from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE
 from segpipe.stages.exported import missing_exports
-from segpipe.stages.image import (
-    NEEDS,
-    STAGES,
-    Image,
-    current_manifests,
-    forget,
-    has_results,
-    is_whole,
-)
+from segpipe.stages.image import STAGES, Image
+from segpipe.stages.manifest import NEEDS, current_manifests, forget, has_results, is_whole
 from segpipe.stages.reading import closing_input
 from segpipe.stopping import Stop, stop_on_signals
 from segpipe.verifying import remove_damaged

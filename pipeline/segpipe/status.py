@@ -21,7 +21,9 @@ from segpipe.report import read_entries
 from segpipe.results import counted, regions_text
 from segpipe.slide import THE_PLANE, address
 from segpipe.slide.source import printable
-from segpipe.stages.image import STAGES, Manifest, manifest_chain, work_folder
+from segpipe.stages.image import STAGES
+from segpipe.stages.manifest import Manifest, manifest_chain
+from segpipe.stages.places import work_folder
 
 FAILED, RUNNING, UNFINISHED, WAITING, DONE = STATES = (
     "failed", "running", "unfinished", "waiting", "done",

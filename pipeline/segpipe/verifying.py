@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from segpipe.records import PUBLISH, read_records
-from segpipe.stages.image import forget, work_folder
+from segpipe.stages.manifest import forget
+from segpipe.stages.places import work_folder
 from segpipe.store import Shard, damaged_shard
 
 log = logging.getLogger(__name__)

@@ -59,7 +59,7 @@ def made_probabilities(seed: int, empty: float) -> np.ndarray:
 def make(folder: Path, gigapixels: float, empty: float = 0.1) -> None:
     """An OUT in which tile and infer of one image are done, at no cost."""
     from segpipe.records import write_json
-    from segpipe.stages.image import Manifest, stage_fingerprint
+    from segpipe.stages.manifest import Manifest, stage_fingerprint
     from segpipe.store import create_array, create_image, disk_usage, shard_path, write_shard
 
     image = image_of(folder, gigapixels)

@@ -22,7 +22,8 @@ from scale import Silent, image_of, make
 
 from segpipe.compute import SerialEngine
 from segpipe.geometry import Box
-from segpipe.stages.image import STAGES, Image, forget
+from segpipe.stages.image import STAGES, Image
+from segpipe.stages.manifest import forget
 from segpipe.stages.measure import measure
 from segpipe.stages.stitch import stitch
 from segpipe.store import read_box

@@ -28,7 +28,9 @@ from chromium import DRAWN, chromium, serving, until
 from results_folder import discs, know
 from segpipe import store
 from segpipe.geometry import Box
-from segpipe.stages.image import STAGES, Manifest, manifest_path
+from segpipe.stages.image import STAGES
+from segpipe.stages.manifest import Manifest
+from segpipe.stages.places import manifest_path
 
 SHARD, CHUNK = 2048, 512
 WATCH = """

@@ -13,7 +13,8 @@ from segpipe.geometry import Box, Lattice
 from segpipe.models.card import ModelCard
 from segpipe.records import Record
 from segpipe.settings import Settings
-from segpipe.stages.image import Image, Manifest
+from segpipe.stages.image import Image
+from segpipe.stages.manifest import Manifest
 from segpipe.stages.stage_run import StageRun
 
 Array = np.ndarray[Any, np.dtype[Any]]

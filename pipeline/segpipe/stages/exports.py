@@ -43,7 +43,8 @@ from segpipe.stages.exported import (
     export_path,
     missing_exports,
 )
-from segpipe.stages.image import Manifest, manifest_path, remove, work_folder
+from segpipe.stages.manifest import Manifest
+from segpipe.stages.places import manifest_path, remove, work_folder
 from segpipe.store import LABEL_GROUP, open_array, read_box
 
 Array = np.ndarray[Any, np.dtype[Any]]

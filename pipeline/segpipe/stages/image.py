@@ -1,4 +1,4 @@
-"""One input on its way through the four stages: where its files lie, what decides them, its passes.
+"""One input on its way through the four stages, and what decides its result.
 
 A stage is `stage(image, engine, progress) -> Manifest`: rerunnable alone, resumable, idempotent. It is
 made of passes over regions; each pass has completion records (records.py) and one kind of task.
@@ -6,57 +6,29 @@ made of passes over regions; each pass has completion records (records.py) and o
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from segpipe.components import Decode, to_byte
-from segpipe.errors import InputError, SettingsError
+from segpipe.errors import SettingsError
 from segpipe.geometry import Lattice, TileGrid
 from segpipe.models.modelfile import ModelCard, is_model_name
-from segpipe.records import fingerprint, json_text
+from segpipe.records import fingerprint
 from segpipe.resampling import Resolution
 from segpipe.settings import AUTO, Settings, StitchSettings, overrides
 from segpipe.slide import Plane
-from segpipe.stages.exported import remove_exports
 from segpipe.stages.mask import Mask, mask_fingerprint
-from segpipe.store import LABEL_GROUP, Grid, disk_usage
-
-log = logging.getLogger(__name__)
+from segpipe.stages.places import array_path, manifest_path, thumbnail_path, work_folder
+from segpipe.store import LABEL_GROUP, Grid
 
 STAGES = ("tile", "infer", "stitch", "measure")
 VERSION = {"tile": 4, "infer": 6, "stitch": 2, "measure": 6}
 """Raised when a stage's result changes with the same settings: finished results are then redone."""
-
-
 LARGEST_COARSE = 4096
 """Pixels of the longer side of the finest level of an image that is not copied."""
-NEEDS: Mapping[str, tuple[str, ...]] = {
-    "tile": (),
-    "infer": ("tile",),
-    "stitch": ("infer",),
-    "measure": ("tile", "infer", "stitch"),
-}
-"""Stages whose arrays a stage reads."""
-
-
-WORK = ".segpipe/{name}.work"
-ARRAYS: Mapping[str, str] = {
-    "tile": "{name}.ome.zarr/{finest}",
-    "infer": f"{WORK}/probabilities.zarr",
-    "stitch": f"{{name}}.ome.zarr/{LABEL_GROUP}/0",
-}
-"""In OUT: the array that a stage writes and others read."""
-
-
-PARQUET_END = b"PAR1"
-PNG_END = b"IEND\xaeB`\x82"
 
 
 class Progress(Protocol):
@@ -271,67 +243,6 @@ class Image:
         return {stage: fingerprint(stage, VERSION[stage], own[stage]) for stage in STAGES}
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a stage did: written last, and all that the next stage needs to be told.
-
-    token
-        Differs when the stage's output does: its fingerprint, and what failed.
-    """
-
-    stage: str
-    fingerprint: str
-    token: str
-    failed: tuple[Mapping[str, Any], ...]
-    facts: Mapping[str, Any]
-    before: str | None = None
-    """Token of the stage before."""
-    seconds: float = 0.0
-
-    @property
-    def status(self) -> str:
-        """`done` or `failed`."""
-        return "failed" if self.failed else "done"
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON, where there is none. When it is lost or torn, the stage is done again as
-        far as its records are, and nobody takes half of one for a manifest."""
-        text = json_text({"status": self.status} | vars(self)).encode("utf-8", "surrogateescape")
-        try:
-            path.write_bytes(text)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text)
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest | None:
-        """The manifest at `path`, None when there is none."""
-        try:
-            stat = path.stat()
-            return _read(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
-        except OSError:
-            return None
-
-
-@lru_cache(maxsize=64)
-def _read(path: Path, _state: tuple[int, int, int]) -> Manifest | None:
-    """The manifest in a file; it is asked for again and again while an image is worked on."""
-    content = path.read_bytes()
-    try:
-        told = json.loads(content.decode("utf-8", "surrogateescape"))
-        return Manifest(
-            told["stage"],
-            told["fingerprint"],
-            told["token"],
-            tuple(told["failed"]),
-            told["facts"],
-            told["before"],
-            told["seconds"],
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
 def settings_of(stage: str, settings: Settings, models: Sequence[str]) -> dict[str, Any]:
     """The settings of which a stage's result may depend on more than on those of the stages before.
 
@@ -448,126 +359,3 @@ def _whole_paths(image: Image) -> dict[str, str]:
     if model != AUTO and not is_model_name(model):
         paths["infer.model"] = str(Path(model).absolute())
     return paths
-
-
-def manifest_path(out: Path, name: str, stage: str) -> Path:
-    """Where a stage's manifest of an image is written, last of all."""
-    return out / f"manifests/{name}.{stage}.json"
-
-
-def thumbnail_path(out: Path, name: str) -> Path:
-    """Where the small copy of an image's picture is."""
-    return out / "manifests" / f"{name}.jpg"
-
-
-def array_path(out: Path, name: str, stage: str, finest: int = 0) -> Path | None:
-    """The array that a stage writes and others read; `finest` is the first level of the image."""
-    inside = ARRAYS.get(stage)
-    return None if inside is None else out / inside.format(name=name, finest=finest)
-
-
-def work_folder(out: Path, name: str) -> Path:
-    """Work arrays and records of an image; the suffix keeps `a` apart from the images in `a/`."""
-    return out / WORK.format(name=name)
-
-
-def stage_fingerprint(image: Image, stage: str, before: Manifest | None) -> str:
-    """Hash of all that decides what a stage writes, failures before it included."""
-    return _joined(image.fingerprint(stage), None if before is None else before.token)
-
-
-@lru_cache(maxsize=1024)
-def _joined(own: str, before: str | None) -> str:
-    return fingerprint(own, before)
-
-
-def manifests_before(image: Image, stage: str) -> dict[str, Manifest]:
-    """The manifests of the stages before this one, when all that this one reads is there.
-
-    Raises
-    ------
-    InputError
-        When an earlier stage was not run, or with other settings, or its arrays are not whole.
-    """
-    current = current_manifests(image)
-    for earlier in NEEDS[stage]:
-        if not is_whole(image, earlier, current.get(earlier)):
-            raise InputError(
-                f"{image.name}: {stage} needs the result of {earlier} with the same settings; "
-                f"run `segpipe stage {earlier}` first"
-            )
-    return current
-
-
-def is_whole(image: Image, stage: str, manifest: Manifest | None) -> bool:
-    """Whether the stage's array is as its manifest left it: no shard is missing or torn.
-
-    A shard that is absent reads as background, so it must be missed before it is read.
-    """
-    return manifest is not None and has_array(manifest, image.array(stage))
-
-
-def has_array(manifest: Manifest, array: Path | None) -> bool:
-    """Whether an array is as the manifest of its stage left it."""
-    return array is None or manifest.facts.get("disk") == list(disk_usage(array) or ())
-
-
-def has_results(out: Path, name: str, *, preview: bool) -> bool:
-    """Whether the files are there that measure writes, and end as they should: nobody waits for them
-    to be on disk, and a power failure may leave less of them than of the manifest that tells of them."""
-    ends = {"parquet": PARQUET_END} | ({"png": PNG_END} if preview else {})
-    return all(_ends_with(out / f"{name}.{suffix}", end) for suffix, end in ends.items())
-
-
-def _ends_with(path: Path, end: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            file.seek(-len(end), os.SEEK_END)
-            return file.read() == end
-    except OSError:
-        return False
-
-
-def current_manifests(image: Image) -> dict[str, Manifest]:
-    """The manifests, by stage, that were made from this input with these settings; in order, up to
-    the first that was not."""
-    current: dict[str, Manifest] = {}
-    before: Manifest | None = None
-    for stage in STAGES:
-        manifest = Manifest.read(image.manifest_path(stage))
-        if manifest is None or manifest.fingerprint != stage_fingerprint(image, stage, before):
-            break
-        current[stage] = before = manifest
-    return current
-
-
-def manifest_chain(out: Path, name: str) -> dict[str, Manifest]:
-    """The manifests of an image, by stage, each made from the result of the one before; whatever the
-    input and the settings are now."""
-    found: dict[str, Manifest] = {}
-    token = None
-    for stage in STAGES:
-        manifest = Manifest.read(manifest_path(out, name, stage))
-        if manifest is None or manifest.before != token:
-            break
-        found[stage], token = manifest, manifest.token
-    return found
-
-
-def forget(out: Path, name: str, stages: Sequence[str], *, records: bool = True) -> None:
-    """Remove what says that these stages of an image are done; their arrays are then made anew.
-
-    Exports go too: nothing would make those anew that are no longer asked for.
-    """
-    for stage in stages:
-        path = manifest_path(out, name, stage)
-        if stage == "measure" and (told := Manifest.read(path)) is not None:
-            remove_exports(out, name, told.facts)
-        path.unlink(missing_ok=True)
-        if records:
-            remove(work_folder(out, name) / "records" / stage)
-
-
-def remove(path: Path) -> None:
-    """Remove a folder of ours, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)

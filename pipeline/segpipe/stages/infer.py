@@ -23,7 +23,9 @@ from segpipe.records import Record
 from segpipe.segmenter import Segmenter, device_type, load_segmenter
 from segpipe.settings import AUTO
 from segpipe.stages.emptiness import skipped_tiles
-from segpipe.stages.image import Image, Manifest, NumericPlan, Progress, manifests_before, remove
+from segpipe.stages.image import Image, NumericPlan, Progress
+from segpipe.stages.manifest import Manifest, manifests_before
+from segpipe.stages.places import remove
 from segpipe.stages.reading import pixels_in
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import Range, ranges_of

@@ -44,15 +44,8 @@ from segpipe.slide import THE_PLANE
 from segpipe.slide.source import printable
 from segpipe.stages.classes import certainty_in
 from segpipe.stages.exports import make_exports
-from segpipe.stages.image import (
-    Image,
-    Manifest,
-    Progress,
-    current_manifests,
-    has_results,
-    image_facts,
-    manifests_before,
-)
+from segpipe.stages.image import Image, Progress, image_facts
+from segpipe.stages.manifest import Manifest, current_manifests, has_results, manifests_before
 from segpipe.stages.reading import pixels_in, read_coarse
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.stages.tile import pyramid_level, ranges_of

@@ -22,7 +22,9 @@ from segpipe.geometry import Box, Lattice, Region
 from segpipe.growth import grow, reach
 from segpipe.properties import ObjectSums, keeps, renumber, sum_region
 from segpipe.records import PUBLISH, Record
-from segpipe.stages.image import Image, Manifest, is_whole, remove
+from segpipe.stages.image import Image
+from segpipe.stages.manifest import Manifest, is_whole
+from segpipe.stages.places import remove
 from segpipe.stages.seeds import foreground_in, place_of, seeded_field
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_array, read_box, write_shard

@@ -19,7 +19,8 @@ from segpipe.growth import Field
 from segpipe.holes import HoleRecord, fill_holes, label_holes
 from segpipe.records import Record, read_arrays
 from segpipe.runs import Runs
-from segpipe.stages.image import Image, remove
+from segpipe.stages.image import Image
+from segpipe.stages.places import remove
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_array, read_box, write_shard
 

@@ -16,15 +16,9 @@ from segpipe.errors import InputError
 from segpipe.geometry import Box, Lattice, Region
 from segpipe.machine import peak_memory_bytes
 from segpipe.records import FORMAT, Record, Records, drop_records, fingerprint, read_records
-from segpipe.stages.image import (
-    STAGES,
-    Image,
-    Manifest,
-    Progress,
-    forget,
-    remove,
-    stage_fingerprint,
-)
+from segpipe.stages.image import STAGES, Image, Progress
+from segpipe.stages.manifest import Manifest, forget, stage_fingerprint
+from segpipe.stages.places import remove
 from segpipe.store import disk_usage, is_array, shard_is_whole, shard_path
 
 log = logging.getLogger(__name__)

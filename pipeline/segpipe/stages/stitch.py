@@ -25,7 +25,9 @@ from segpipe.geometry import Lattice, Region
 from segpipe.records import Record, fingerprint, read_json, write_json
 from segpipe.seams import merge_seams
 from segpipe.stages.classes import label_classes
-from segpipe.stages.image import Image, Manifest, Progress, manifests_before, remove
+from segpipe.stages.image import Image, Progress
+from segpipe.stages.manifest import Manifest, manifests_before
+from segpipe.stages.places import remove
 from segpipe.stages.rounds import drop_objects, grow_regions, publish
 from segpipe.stages.seeds import (
     RUNS,

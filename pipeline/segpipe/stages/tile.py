@@ -17,7 +17,9 @@ from segpipe.geometry import Box, Lattice
 from segpipe.percentiles import Histogram
 from segpipe.records import Record, Records
 from segpipe.stages.emptiness import cell_payload, window_occupancy
-from segpipe.stages.image import Image, Manifest, Progress, intensity_range, remove
+from segpipe.stages.image import Image, Progress, intensity_range
+from segpipe.stages.manifest import Manifest
+from segpipe.stages.places import remove
 from segpipe.stages.reading import pixels_in, read_coarse, read_working, reader
 from segpipe.stages.stage_run import Pass, StageRun
 from segpipe.store import create_image, halve_mean, open_array, read_box, set_contrast, write_shard

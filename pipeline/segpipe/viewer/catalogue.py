@@ -21,7 +21,9 @@ from segpipe.export.drawing import PALETTE, contrast, draw_overview
 from segpipe.geometry import Box
 from segpipe.records import read_json
 from segpipe.report import read_entries
-from segpipe.stages.image import STAGES, Manifest, manifest_path
+from segpipe.stages.image import STAGES
+from segpipe.stages.manifest import Manifest
+from segpipe.stages.places import manifest_path
 from segpipe.store import LABEL_GROUP, open_array, read_box
 
 THUMBNAIL = 192
