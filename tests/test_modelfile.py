@@ -178,13 +178,13 @@ def test_shipped_model():
     assert card.outputs == ("foreground", "interior")
     assert card.normalisation.model_dump() == {"kind": "percentile", "low": 1.0, "high": 99.8}
     assert card.decode.model_dump() == {
-        "foreground": 0.2,
+        "foreground": 0.3,
         "interior": (0.45,),
         "min_area": 20,
         "growth_levels": (0.4, 0.3, 0.2, 0.1, 0.0),
         "growth_steps": 16,
     }
-    assert card.figures["AP at IoU .50"] == 0.871
+    assert card.figures["AP at IoU .50"] == 0.873
     assert "one channel" in card.limits
     geometry = model_geometry(card)
     assert (geometry.context, geometry.halo, geometry.stride, geometry.exact) == (94, 96, 16, True)

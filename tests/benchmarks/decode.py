@@ -36,6 +36,7 @@ from segpipe.stages.image import decode_of
 from segpipe.training.batches import Prepared
 from segpipe.training.dataset import load_samples, split_samples
 from segpipe.training.settings import load_train_settings
+from segpipe.training.weights import Weighing
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CORE = 1024
@@ -100,7 +101,7 @@ def main() -> None:
     card: ModelCard = read_card(arguments.model)
     samples = load_samples(settings.data, len(card.channels))
     split = split_samples(samples, settings.data.validation, settings.seed)
-    prepared = [Prepared.of(sample, card, 0.0) for sample in split.validation]
+    prepared = [Prepared.of(sample, card, Weighing()) for sample in split.validation]
     decode = decode_of(Settings(), card)
     print(f"{len(prepared)} validation images of split {split.digest}; {decode}")
     plain, mean = (maps_of(arguments.model, prepared, tta=tta) for tta in (False, True))
