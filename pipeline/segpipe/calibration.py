@@ -7,8 +7,8 @@ have to be skipped. A window holds the whole context of each pixel of its core, 
 smaller than that of any of them, whatever the sizes of tiles.
 
 Measured for the first weights that shipped on every third of the 493 fluorescence images of their
-source: when they are dimmed to 0.1, 0.07, 0.05, 0.04 and 0.03 the smallest contrast is 0.17, 0.23, 0.18, 0.18 and
-0.18, so contrast is the right thing to compare. It is a measurement, not a proof; see
+source: when they are dimmed to 0.1, 0.07, 0.05, 0.04 and 0.03 the smallest contrast is 0.17, 0.23,
+0.18, 0.18 and 0.18, so contrast is the right thing to compare. It is a measurement, not a proof; see
 `segpipe.occupancy`. Of all 493 images, 22 mosaics and a slide, with cores of 64 to 512, some
 390 of 37,000 tiles are skipped; in each of them the network's own foreground rounds to 0 of 255.
 """
