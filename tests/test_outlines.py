@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -57,6 +58,40 @@ def objects_in(labels, cell, most=1000, cuts=()):
                 parts.append([polygons.corners[ends[r] : ends[r + 1]].tolist() for r in span])
             found.append((one, parts))
     return found
+
+
+def test_memory_is_that_of_a_band_however_many_there_are():
+    """Objects that cross from one band to another, of which there is one per band, keep no others."""
+
+    def peak(count):
+        lattice = Lattice((64 * count, 512), (64, 512))
+        labels = np.zeros(lattice.shape, np.uint32)
+        for y, x in itertools.product(range(2, 64 * count - 8, 8), range(2, 506, 8)):
+            labels[y : y + 6, x : x + 6] = np.tri(6)  # steps
+        for band in range(1, count):
+            labels[64 * band - 20 : 64 * band + 20, 100] = 1
+        labels = ndimage.label(labels, np.ones((3, 3)))[0].astype(np.uint32)
+        firsts = [1]
+        for row in range(count):
+            firsts.append(int(labels[: 64 * (row + 1)].max()) + 1)
+        traced = [
+            trace_region(np.pad(labels, 1)[64 * row : 64 * row + 66], lattice[row, 0].box)
+            for row in range(count)
+        ]
+        packed = [one.pack(lattice[row, 0].box) for row, one in enumerate(traced)]
+        del traced
+        bands = [
+            lambda row=row: [Pieces.unpack(packed[row], lattice[row, 0].box)]
+            for row in range(count)
+        ]
+        tracemalloc.start()
+        assert all(len(polygons) for polygons in bands_of_polygons(firsts, bands))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    objects_in(drawn(*SHARED), 2)  # compiles
+    assert peak(32) < 1.3 * peak(8)
 
 
 def filled(objects, shape):

@@ -76,7 +76,7 @@ def bands_of_polygons(
         for pieces in pieces_of():
             for stray in (pieces.between(0, first), pieces.between(end, 2**62)):
                 if len(stray):
-                    strays.append(stray)
+                    strays.append(join_pieces([stray]))  # a copy: the rest of the region goes
     crossing = join_pieces(strays)
     del strays
     for band, pieces_of in enumerate(pieces_of_band):
