@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from segpipe.backend import EAGER, OPENVINO
 from segpipe.machine import default_workers, usable_cores, usable_memory_bytes
 from segpipe.models.modelfile import read_card
 from segpipe.settings import Settings
-from segpipe.stages.exported import OUTLINES
 from segpipe.stages.image import STAGES, Image
 from segpipe.stages.reading import MOST_PIXELS
 
@@ -45,10 +44,7 @@ ROOMY_BYTES_PER_PIXEL = 5000
 exactly does not matter, and asking torch would be more than a second."""
 EXPORT_BYTES = {"geojson": 280, "geoparquet": 210, "csv": 420, "anndata": 120, "tiff": 150}
 """On disk, an object, as `tests/benchmarks/exports.py` prints it: nuclei, all features of one channel.
-Larger objects and more channels take more."""
-JOINING_BYTES, JOINING_BYTES_PER_OBJECT = 480_000_000, 760
-"""Memory of the process that joins outlines for exports. By the same benchmark it is 485 MB for 58,195
-objects, 675 MB for 231,769, and 1.2 GB for 981,433."""
+Larger objects and more channels take more. Memory they take no more than CLIENT_BYTES, however many."""
 DECODED_WHOLE = frozenset({".png", ".jpg", ".jpeg"})
 
 
@@ -176,10 +172,3 @@ def client_bytes(todo: Sequence[tuple[Image, Sequence[str]]], kind: str) -> int:
     if kind == "serial":
         return CLIENT_ALONE_BYTES + max(worker_bytes(*one) for one in distinct(todo))
     return CLIENT_BYTES
-
-
-def joining_bytes(formats: Collection[str], objects: int) -> int:
-    """Memory of that process while it joins the outlines of so many objects, where they are exported."""
-    if set(OUTLINES).isdisjoint(formats):
-        return 0
-    return JOINING_BYTES + JOINING_BYTES_PER_OBJECT * objects

@@ -17,7 +17,6 @@ from segpipe.footprint import (
     choose_processes,
     client_bytes,
     distinct,
-    joining_bytes,
     worker_bytes,
 )
 from segpipe.inputs import find_inputs
@@ -212,10 +211,9 @@ def plan_job(
         if sampled and waiting:
             whole = [image for image, _ in waiting]
             sample = take_sample(whole, settings, processes, Path(temporary), told)
-    client = client_bytes(waiting, processes.kind) if waiting else 0
+    memory = client = client_bytes(waiting, processes.kind) if waiting else 0
     objects = None if sample is None else _objects(sample, [image for image, _ in waiting])
     exports = settings.export.formats if any("measure" in stages for _, stages in waiting) else ()
-    memory = client = max(client, joining_bytes(exports, objects or 0) if exports else 0)
     if processes.kind != "serial":
         memory += processes.workers * max(worker_bytes(*one) for one in distinct(waiting))
     return JobPlan(

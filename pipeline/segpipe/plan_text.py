@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from segpipe.footprint import joining_bytes
 from segpipe.plan import ImagePlan, JobPlan
 from segpipe.report import bytes_text
 from segpipe.results import counted
@@ -172,10 +171,8 @@ def _exports(plan: JobPlan) -> Iterator[str]:
     line = (
         f"exports       {', '.join(plan.exports)}: for nuclei some {bytes_text(each * 1e6)} of disk"
     )
-    joined = joining_bytes(plan.exports, 1_000_000)
-    memory = f" and {bytes_text(joined)} of memory of the process that leads" if joined else ""
     if plan.objects is None:
-        yield f"{line}{memory} per 1,000,000 objects; how many there are, a sample would tell"
+        yield f"{line} per 1,000,000 objects; how many there are, a sample would tell"
     else:
         yield (
             f"{line} per 1,000,000 objects; as dense as in the sample, {plan.objects:,} make "

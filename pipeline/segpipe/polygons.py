@@ -20,7 +20,7 @@ from numba import njit
 from segpipe.outlines import CLOSED, OPEN, Pieces, join_pieces
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MOST = 2**15
+MOST = 2**12
 """Objects whose polygons are made at once."""
 
 
