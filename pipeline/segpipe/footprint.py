@@ -44,7 +44,8 @@ ROOMY_BYTES_PER_PIXEL = 5000
 exactly does not matter, and asking torch would be more than a second."""
 EXPORT_BYTES = {"geojson": 280, "geoparquet": 210, "csv": 420, "anndata": 120, "tiff": 150}
 """On disk, an object, as `tests/benchmarks/exports.py` prints it: nuclei, all features of one channel.
-Larger objects and more channels take more. Memory they take no more than CLIENT_BYTES, however many."""
+Larger objects and more channels take more. Memory they take about as CLIENT_BYTES: 332 MB for 58,190
+objects, 420 MB for 981,424."""
 DECODED_WHOLE = frozenset({".png", ".jpg", ".jpeg"})
 
 
