@@ -548,7 +548,7 @@ def test_a_start_that_is_not_there_is_one_line(data, tmp_path):
     path.write_text(yaml.safe_dump(told))
     result = CliRunner().invoke(main, ["train", str(path)])
     assert result.exit_code == 2
-    assert "did you mean" in result.output or "nuclei-fluorescence" in result.output
+    assert "did you mean 'nuclei-fluorescence'" in result.output
     del told["network"]
     path.write_text(yaml.safe_dump(told))
     again = CliRunner().invoke(main, ["train", str(path)])

@@ -207,6 +207,16 @@ def test_contrast_and_channels_can_be_changed(page, server):
     assert differing_until(page, lambda: wanted) < 0.01
 
 
+def shown_row(page, wanted):
+    """The row of an object as the page shows it, once it does: texts by column."""
+    shown = until(
+        page,
+        "const t = document.getElementById('row').innerText; "
+        f"return t.startsWith('id\\t{wanted}\\n') && t",
+    )
+    return dict(line.split("\t") for line in shown.splitlines())
+
+
 def test_a_click_gives_the_row_of_the_object(out, page, server):
     show(page, server, "grey", "?y=299.5&x=349.5&zoom=2")
     rows = {row["id"]: row for row in pq.read_table(out / "grey.parquet").to_pylist()}
@@ -216,12 +226,7 @@ def test_a_click_gives_the_row_of_the_object(out, page, server):
         wanted = int(LABELS[300 + dy // 2, 350 + dx // 2])
         until(page, f"return segpipe.style.selected === {wanted}")
         if wanted:
-            shown = until(
-                page,
-                "const t = document.getElementById('row').innerText; "
-                f"return t.startsWith('id\\t{wanted}\\n') && t",
-            )
-            found = dict(line.split("\t") for line in shown.splitlines())
+            found = shown_row(page, wanted)
             row = rows[wanted]
             assert found["area_px"] == f"{row['area_px']:,}"
             assert float(found["centroid_y_px"].replace(",", "")) == pytest.approx(
@@ -250,12 +255,7 @@ def test_a_click_on_an_image_that_is_not_copied_gives_the_object_there(
         wanted = int(ODD[ys[place], xs[place]])
         until(page, f"return segpipe.style.selected === {wanted}")
         if wanted:
-            shown = until(
-                page,
-                "const t = document.getElementById('row').innerText; "
-                f"return t.startsWith('id\\t{wanted}\\n') && t",
-            )
-            found = dict(line.split("\t") for line in shown.splitlines())
+            found = shown_row(page, wanted)
             for key in ("centroid_y_px", "centroid_x_px"):
                 told = float(found[key].replace(",", ""))
                 assert told == pytest.approx(rows[wanted][key], rel=1e-5)

@@ -59,7 +59,7 @@ def peak_memory_bytes() -> int:
     try:
         # Not getrusage, which on Linux also tells of the process that started this one.
         with Path("/proc/self/status").open("rb", buffering=0) as file:
-            _, _, told = file.read(4096).partition(b"VmHWM:")
+            _, _, told = file.read().partition(b"VmHWM:")
         return int(told.split(maxsplit=1)[0]) * 1024
     except (OSError, ValueError, IndexError):
         pass

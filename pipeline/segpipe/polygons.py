@@ -51,6 +51,12 @@ class Polygons:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def corners_at(self, scale: float, shape: tuple[int, int] | None) -> Array:
+        """Corners in an image of so many pixels for each of the labels: (V, 2) float64, within its
+        `shape` (Y, X), beyond which the last pixels of the labels may reach."""
+        corners = self.corners * scale
+        return corners if shape is None else np.minimum(corners, shape)
+
 
 def bands_of_polygons(
     first_ids: Sequence[int],

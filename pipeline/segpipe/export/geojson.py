@@ -178,9 +178,7 @@ def coordinates_text(
         (Y, X) of the full resolution, beyond which the last pixels of the labels may reach.
     """
     power = 1 if float(scale).is_integer() else 10**DECIMALS
-    corners = polygons.corners * scale
-    if shape is not None:
-        corners = np.minimum(corners, shape)
+    corners = polygons.corners_at(scale, shape)
     numbers = np.rint(corners * power).astype(np.int64)
     longest = len(str(int(numbers.max(initial=1)))) + 1  # with the point
     rings = len(polygons.ends) - 1

@@ -98,9 +98,7 @@ def well_known_binary(
     shape
         (Y, X) of the full resolution, beyond which the last pixels of the labels may reach.
     """
-    corners = polygons.corners * scale
-    if shape is not None:
-        corners = np.minimum(corners, shape)
+    corners = polygons.corners_at(scale, shape)
     points = np.ascontiguousarray((corners - 0.5)[:, ::-1], "<f8")
     rings = len(polygons.ends) - 1
     parts, objects = len(polygons.rings) - 1, len(polygons)

@@ -12,11 +12,10 @@ from typing import Any
 from numpy.typing import NDArray
 from tifffile import TiffFile
 
-from segpipe.errors import InputError
 from segpipe.geometry import Box
 from segpipe.slide.planes import Place
 from segpipe.slide.segments import SegmentCache
-from segpipe.slide.source import Header, printable, unusable
+from segpipe.slide.source import Header, printable, reading
 from segpipe.slide.tiff_level import OpenBytes, TiffLevel
 from segpipe.slide.tiff_pages import Layout, read_layouts
 from segpipe.slide.tiff_series import find_scenes
@@ -49,16 +48,8 @@ def open_tiff(path: Path) -> TiffContents:
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Whatever goes wrong in tifffile is the file's fault."""
-    with _quiet() as said:
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:
-            why = printable(str(error) or type(error).__name__)
-            raise unusable(
-                path, f"is damaged, or no TIFF that can be read ({why})", _REMEDY
-            ) from error
+    with _quiet() as said, reading(path, "is damaged, or no TIFF that can be read", _REMEDY):
+        yield
     for message in said:
         logger.debug("%s: %s", printable(path.name), message)
 

@@ -69,7 +69,9 @@ def _first_network(settings: TrainSettings, card: ModelCard) -> Network:
     Raises
     ------
     ModelError
-        When there is no such model to start from, or it is another network.
+        When there is no such model to start from.
+    SettingsError
+        When it is another network.
     """
     if settings.start is None:
         with torch.random.fork_rng():
