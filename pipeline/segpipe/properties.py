@@ -101,6 +101,9 @@ class ObjectSums:
     @classmethod
     def united(cls, parts: Sequence[ObjectSums]) -> Self:
         """One row per id, from one part or more."""
+        some = [part for part in parts if len(part.rows) or len(part.points)]
+        if len(some) == 1:  # of a small image that is all
+            return cls(some[0].rows, some[0].points)
         points = np.concatenate([part.points for part in parts])
         points = points[np.argsort(points[:, 0], kind="stable")]
         return cls(merge_rows(np.concatenate([part.rows for part in parts])), points)

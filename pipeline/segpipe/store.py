@@ -20,6 +20,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, StorePath
 
+from segpipe.coroutines import run_here
 from segpipe.errors import SegpipeError
 from segpipe.geometry import Box, ceil_to
 from segpipe.ngff import (
@@ -130,14 +131,18 @@ def read_box(path: Path, box: Box, planes: Sequence[int] | None = None) -> Array
     SegpipeError
         When a shard does not decode or its checksum is wrong.
     """
-    array = open_array(path)
+    array = open_array(path).async_array
+
+    def read(plane: Any) -> Array:
+        return np.asarray(run_here(array.getitem((plane, *box.slices))))
+
     try:
         if planes is None:
-            return np.asarray(array[(..., *box.slices)])
+            return read(...)
         chosen = list(planes)
         if chosen == list(range(chosen[0], chosen[-1] + 1)):  # one call: half the time of two
-            return np.asarray(array[(slice(chosen[0], chosen[-1] + 1), *box.slices)])
-        return np.stack([np.asarray(array[(plane, *box.slices)]) for plane in chosen])
+            return read(slice(chosen[0], chosen[-1] + 1))
+        return np.stack([read(plane) for plane in chosen])
     except (ValueError, RuntimeError, OSError) as error:
         raise SegpipeError(
             f"{path} is damaged at {box} ({' '.join(str(error).split())}); run again with --restart"
@@ -176,13 +181,13 @@ def write_shard(path: Path, box: Box, pixels: Array) -> Shard:
     SegpipeError
         When the disk is full or cannot be written.
     """
-    array = open_array(path)
+    array = open_array(path).async_array
     file = shard_path(path, box)
     try:
         file.unlink(missing_ok=True)
         if not pixels.any():
             return Shard(0, 0)
-        array[(..., *box.slices)] = pixels
+        run_here(array.setitem((..., *box.slices), pixels))
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
             data = opened.read()

@@ -19,6 +19,8 @@ from segpipe.errors import SegpipeError
 Array = np.ndarray[Any, np.dtype[Any]]
 GROUP_ROWS = 2**16
 """Rows of a row group."""
+FEW_ROWS = 2**9
+"""A table of at most so many is not compressed: that takes as long as all else, to save 50 kB."""
 
 
 class TableWriter:
@@ -43,6 +45,7 @@ class TableWriter:
         self.path = path
         self.metadata = dict(metadata)
         self.descriptions = descriptions
+        self._schema: pa.Schema | None = None
         self._waiting: list[pa.RecordBatch] = []
         self._partial = path.with_name(f".{path.name}.partial")
         self._writer: pq.ParquetWriter | None = None
@@ -50,28 +53,37 @@ class TableWriter:
     def write(self, columns: Mapping[str, Array]) -> None:
         """Append rows, NaN as null; the first batch, which may be empty, decides the schema."""
         arrays = [_arrow(one) for one in columns.values()]
-        if self._writer is None:
-            self._writer = self._opened(list(columns), arrays)
-        self._waiting.append(pa.RecordBatch.from_arrays(arrays, schema=self._writer.schema))
+        if self._schema is None:
+            self._schema = self._described(list(columns), arrays)
+        self._waiting.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
         while sum(len(batch) for batch in self._waiting) >= GROUP_ROWS:
             table = pa.Table.from_batches(self._waiting)
-            self._writer.write_table(table.slice(0, GROUP_ROWS), GROUP_ROWS)
+            self._write(table.slice(0, GROUP_ROWS))
             self._waiting = table.slice(GROUP_ROWS).to_batches()
 
-    def _opened(self, names: Sequence[str], arrays: Sequence[pa.Array]) -> pq.ParquetWriter:
-        described = [{"description": self.descriptions.get(name, "")} for name in names]
+    def _described(self, names: Sequence[str], arrays: Sequence[pa.Array]) -> pa.Schema:
         fields = [
-            pa.field(name, array.type, metadata=told)
-            for name, array, told in zip(names, arrays, described, strict=True)
+            pa.field(name, array.type, metadata={"description": self.descriptions.get(name, "")})
+            for name, array in zip(names, arrays, strict=True)
         ]
-        floats = [field.name for field in fields if pa.types.is_floating(field.type)]
-        coding: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
-        # Hardly a number occurs twice: dictionaries take a quarter more space, and three times as long.
-        coding |= {"use_dictionary": False, "use_byte_stream_split": floats}
-        try:
-            return pq.ParquetWriter(self._partial, pa.schema(fields, self.metadata), **coding)
-        except OSError as error:
-            raise SegpipeError(f"cannot write {self.path}: {error.strerror or error}") from error
+        return pa.schema(fields, self.metadata)
+
+    def _write(self, table: pa.Table) -> None:
+        """Append a row group; the first one, by its size, decides on compression."""
+        if self._writer is None:
+            floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+            coding: dict[str, Any] = {"compression": "none"}
+            if len(table) > FEW_ROWS:
+                coding = {"compression": "zstd", "compression_level": 1}
+            # Hardly a number occurs twice: dictionaries take a quarter more space, and three times
+            # as long.
+            coding |= {"use_dictionary": False, "use_byte_stream_split": floats}
+            try:
+                self._writer = pq.ParquetWriter(self._partial, table.schema, **coding)
+            except OSError as error:
+                why = error.strerror or error
+                raise SegpipeError(f"cannot write {self.path}: {why}") from error
+        self._writer.write_table(table, GROUP_ROWS)
 
     def __enter__(self) -> TableWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +95,9 @@ class TableWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None and self._waiting:
+            self._write(pa.Table.from_batches(self._waiting))
         if self._writer is not None:
-            if kind is None and self._waiting:
-                self._writer.write_table(pa.Table.from_batches(self._waiting), GROUP_ROWS)
             self._writer.close()
         if kind is None:
             self._partial.replace(self.path)

@@ -42,6 +42,7 @@ _ENLARGED = 300  # pixels: no whole image is enlarged past this; there may be th
 _CLOSER = 2  # times that a detail of a larger image is enlarged, where it fits
 _ENLARGE = 64  # display pixels per image pixel at most
 _FRAME = 8
+_INSET = 10  # pixels: of the scale bar, from a panel's corner
 _LARGE, _MEDIUM, _SMALL = 26, 16, 14  # heights of letters
 _GROUND, _PALE, _BRIGHT = (22, 24, 29), (154, 160, 170), (240, 242, 245)
 
@@ -202,8 +203,7 @@ def compose(overview: View, detail: View, caption: Caption) -> Picture:
         canvas[foot.slices] = _note(note, foot.shape)
         per_pixel = view.box.shape[1] / panel.shape[1]
         if panel.shape[0] >= 60 and panel.shape[1] >= 120:
-            with _drawing_on(canvas, Box(panel.y1 - 60, panel.x0, panel.y1, panel.x1)) as draw:
-                _draw_scale_bar(draw, (60, panel.shape[1]), per_pixel, caption.pixel_size_um)
+            _set_scale_bar(canvas, panel, per_pixel, caption.pixel_size_um)
     return canvas
 
 
@@ -285,30 +285,39 @@ def _facts(shape: tuple[int, int], caption: Caption) -> list[str]:
     return [*facts, *caption.facts]
 
 
-def _draw_scale_bar(
-    draw: ImageDraw.ImageDraw,
-    shape: tuple[int, int],
-    image_pixels: float,
-    pixel_size_um: float | None,
+def _set_scale_bar(
+    canvas: Picture, panel: Box, image_pixels: float, pixel_size_um: float | None
 ) -> None:
-    """A bar of a round length in the last corner of a panel of this shape, a quarter of its width at
-    most; `image_pixels` to a panel's pixel."""
+    """A bar of a round length in the last corner of a panel, a quarter of its width at most;
+    `image_pixels` to a panel's pixel."""
     per_pixel = image_pixels * (pixel_size_um or 1.0)
-    longest = shape[1] * per_pixel / 4
+    longest = panel.shape[1] * per_pixel / 4
     step = 10.0 ** np.floor(np.log10(longest))
     length = step * max(n for n in (1, 2, 5) if n * step <= longest)
     if pixel_size_um is None:
         text = f"{length:,g} px"
     else:
         text = f"{length:g} um" if length < 1000 else f"{length / 1000:g} mm"
-    width = round(length / per_pixel)
+    bar, share = _scale_bar(text, round(length / per_pixel))
+    height, width, _ = bar.shape
+    y, x = panel.y1 - _INSET, panel.x1 - _INSET
+    under = canvas[y - height : y, x - width : x]
+    under[:] = under * (1 - share) + bar * share + 0.5
+
+
+@functools.lru_cache(maxsize=16)
+def _scale_bar(text: str, width: int) -> tuple[Picture, NDArray[np.float32]]:
+    """A bar of so many pixels under its length, on a dark ground: (h, w, 3) uint8, and how much of it
+    covers what lies under it, (h, w, 1) in [0, 1]; of many small images the same."""
     font = load_font(_SMALL)
-    backing = max(width, int(draw.textlength(text, font=font))) + 16
-    y, x = shape[0] - 10, shape[1] - 10
-    draw.rectangle((x - backing, y - 38, x, y), fill=(0, 0, 0, 150))
-    middle = x - backing / 2
-    draw.text((middle, y - 14), text, font=font, fill="white", anchor="ms")
-    draw.rectangle((middle - width / 2, y - 9, middle + width / 2, y - 6), fill="white")
+    backing = max(width, int(font.getlength(text))) + 16
+    drawn = Image.new("RGBA", (backing, 38), (0, 0, 0, 150))
+    draw = ImageDraw.Draw(drawn)
+    middle = backing / 2
+    draw.text((middle, 24), text, font=font, fill="white", anchor="ms")
+    draw.rectangle((middle - width / 2, 29, middle + width / 2, 32), fill="white")
+    pixels = np.asarray(drawn)
+    return pixels[..., :3], np.divide(pixels[..., 3:], 255, dtype=np.float32)
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, panel: Box, image: Box, detail: Box) -> None:
