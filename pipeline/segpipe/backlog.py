@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 TASK_S = 0.5
 TASKS_PER_S = 40
@@ -23,14 +24,14 @@ class Backlog:
     Parameters
     ----------
     regions
-        Names.
+        What tasks are told of each.
     workers
         Processes that take part.
     slots
         Tasks that are handed out at a time.
     """
 
-    def __init__(self, regions: Iterable[str], workers: int, slots: int) -> None:
+    def __init__(self, regions: Iterable[Any], workers: int, slots: int) -> None:
         self._waiting = deque((region, 1) for region in regions)
         self._slots = slots
         self._task_s = max(TASK_S, workers / TASKS_PER_S)
@@ -39,7 +40,7 @@ class Backlog:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def take(self) -> list[tuple[str, int]]:
+    def take(self) -> list[tuple[Any, int]]:
         """The regions of the next task, each with the number of this attempt, from 1 on.
 
         A region that failed before is alone: whatever it does to its worker happens to no other.
@@ -56,7 +57,7 @@ class Backlog:
             return 1
         return MOST if self._region_s * MOST < self._task_s else int(self._task_s / self._region_s)
 
-    def put_back(self, region: str, attempt: int) -> None:
+    def put_back(self, region: Any, attempt: int) -> None:
         """Have a region tried again, after all others."""
         self._waiting.append((region, attempt))
 

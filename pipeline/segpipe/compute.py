@@ -26,8 +26,9 @@ from segpipe.machine import peak_memory_bytes
 
 log = logging.getLogger(__name__)
 
-Task = Callable[[Any, str], Any]
-"""`task(job, region)`; what it returns is small, and goes through the scheduler."""
+Task = Callable[[Any, Any], Any]
+"""`task(job, region)`; what it returns is small, and goes through the scheduler. Regions are names, or
+whatever else is small and says what is to be done."""
 IN_FLIGHT_PER_WORKER = 2
 ALONE_S = 120
 """A worker that dies is replaced in seconds, unless it dies while it starts: dask then gives it up."""
@@ -42,7 +43,7 @@ FATAL = (Stopped, SettingsError, ModelError)
 class Outcome:
     """What became of one region: what the task found, or the error of its last try."""
 
-    region: str
+    region: Any
     found: Any
     error: str | None
     peak_bytes: int = 0
@@ -55,7 +56,7 @@ class Engine(Protocol):
     workers: int
 
     def run(
-        self, task: Task, job: Any, regions: Sequence[str], *, on_gpu: bool = False
+        self, task: Task, job: Any, regions: Sequence[Any], *, on_gpu: bool = False
     ) -> Iterator[Outcome]:
         """Outcomes of `task(job, region)`; a region that fails `attempts` times is an error.
 
@@ -88,14 +89,14 @@ class SerialEngine:
         self._stop.set()
 
     def run(
-        self, task: Task, job: Any, regions: Sequence[str], *, on_gpu: bool = False
+        self, task: Task, job: Any, regions: Sequence[Any], *, on_gpu: bool = False
     ) -> Iterator[Outcome]:
         for region in regions:
             if self._stop.is_set():
                 raise Stopped(STOPPED)
             yield self._try(task, job, region)
 
-    def _try(self, task: Task, job: Any, region: str) -> Outcome:
+    def _try(self, task: Task, job: Any, region: Any) -> Outcome:
         for _ in range(self.attempts):
             outcome = try_once(task, job, region)
             if outcome.error is None:
@@ -103,7 +104,7 @@ class SerialEngine:
         return outcome
 
 
-def try_once(task: Task, job: Any, region: str) -> Outcome:
+def try_once(task: Task, job: Any, region: Any) -> Outcome:
     """What becomes of one region in one try; what is no bad data is raised."""
     try:
         return Outcome(region, task(job, region), None)
@@ -113,7 +114,7 @@ def try_once(task: Task, job: Any, region: str) -> Outcome:
         return Outcome(region, None, describe(caught))
 
 
-def try_several(task: Task, job: Any, regions: Sequence[str]) -> tuple[list[Outcome], float]:
+def try_several(task: Task, job: Any, regions: Sequence[Any]) -> tuple[list[Outcome], float]:
     """What becomes of some regions, one after the other, and the seconds they took."""
     started = time.perf_counter()
     outcomes = [try_once(task, job, region) for region in regions]
@@ -151,13 +152,13 @@ class LocalEngine:
             cluster.close(timeout=10)
 
     def run(
-        self, task: Task, job: Any, regions: Sequence[str], *, on_gpu: bool = False
+        self, task: Task, job: Any, regions: Sequence[Any], *, on_gpu: bool = False
     ) -> Iterator[Outcome]:
         client, cluster = self._pools[-1 if on_gpu else 0]
         workers = self.gpus if on_gpu and self.gpus else self.workers
         slots = IN_FLIGHT_PER_WORKER * workers
         todo = Backlog(regions, workers, slots)
-        flying: dict[Any, list[tuple[str, int]]] = {}
+        flying: dict[Any, list[tuple[Any, int]]] = {}
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # The scheduler assigns tasks one by one only where their keys make them one large group.
         group = f"{task.__name__}-{uuid4().hex}"
@@ -221,7 +222,7 @@ class LocalEngine:
         raise Stopped(STOPPED)
 
 
-def _lost(future: Any, taken: Sequence[tuple[str, int]]) -> tuple[list[Outcome], float]:
+def _lost(future: Any, taken: Sequence[tuple[Any, int]]) -> tuple[list[Outcome], float]:
     """Outcomes of a task that brought none; an error wrong for all regions, or a bug, is raised."""
     from distributed.scheduler import KilledWorker
 

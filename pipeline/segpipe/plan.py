@@ -19,11 +19,11 @@ from segpipe.footprint import (
     distinct,
     worker_bytes,
 )
+from segpipe.image_run import stages_to_run
 from segpipe.inputs import find_inputs
 from segpipe.machine import usable_memory_bytes
 from segpipe.prepare import Prepared, prepare
 from segpipe.resampling import Resolution
-from segpipe.run import stages_to_run
 from segpipe.sample import Sample, region_count, take_sample, window_operations
 from segpipe.settings import Settings
 from segpipe.stages.foresight import foreseen_skips

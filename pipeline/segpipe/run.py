@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine
-from segpipe.errors import BusyError, InputError, SegpipeError, SettingsError, Stopped
+from segpipe.compute import SerialEngine, open_engine
+from segpipe.errors import SettingsError
 from segpipe.footprint import check_device, choose_processes
+from segpipe.image_run import Work, divided, run_image, run_whole, stages_to_run
 from segpipe.inputs import Input, find_inputs
 from segpipe.jobs import read_job, write_job
 from segpipe.prepare import Prepared, prepare, writable_folder
@@ -26,11 +25,9 @@ from segpipe.reporting import write_report
 from segpipe.results import ImageResult, RunResult, conclude, counted, result_of
 from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE
-from segpipe.stages.exported import missing_exports
 from segpipe.stages.image import STAGES, Image
-from segpipe.stages.manifest import NEEDS, current_manifests, forget, has_results, is_whole
 from segpipe.stages.reading import closing_input
-from segpipe.stopping import Stop, stop_on_signals
+from segpipe.stopping import stop_on_signals
 from segpipe.verifying import remove_damaged
 
 log = logging.getLogger(__name__)
@@ -172,30 +169,6 @@ def _work(
     return results, len(todo)
 
 
-def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
-    """Those of the wanted stages that are not done with these settings, or whose arrays are lacking.
-
-    Probabilities are work, which `clean` removes: they are made again only where a stage that reads
-    them is to be done, wanted or not (it may be wanted of the next job).
-    """
-    needed = set()
-    current = current_manifests(image)
-    whole = functools.cache(lambda stage: is_whole(image, stage, current.get(stage)))
-    for stage in STAGES:
-        manifest = current.get(stage)
-        if manifest is None or manifest.failed or not (stage == "infer" or whole(stage)):
-            needed.add(stage)
-    if "measure" not in needed and (
-        not has_results(image.out, image.name, preview=image.settings.measure.preview)
-        or missing_exports(image.out, image.name, image.settings.export, current["measure"].facts)
-    ):
-        needed.add("measure")
-    for stage in reversed(STAGES):
-        if stage in needed:
-            needed |= {before for before in NEEDS[stage] if not whole(before)}
-    return [stage for stage in STAGES if stage in needed and stage in wanted]
-
-
 def _announce(
     prepared: Prepared, todo: Sequence[tuple[Image, list[str]]], out: Path, stages: Sequence[str]
 ) -> None:
@@ -237,7 +210,7 @@ def _run_all(
         for stage in needed:
             pixels[stage] = pixels.get(stage, 0) + image.layout.plane[0] * image.layout.plane[1]
     processes = choose_processes(todo, settings, in_job=in_job)
-    results = []
+    work = Work(tuple(stages), restart, settings.engine.attempts)
     with (
         closing_input(),
         stop_on_signals() as stop,
@@ -247,78 +220,21 @@ def _run_all(
         ) as engine,
     ):
         stop.watch(engine)
-        in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers
+        waiting = stop if in_job else None
+        whole, passes = divided(todo, engine)
+        # One thread more: that in which images are handed out whole does nothing but wait.
+        in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers + 1
         with ThreadPoolExecutor(in_flight, "image") as pool:
-            flying = {
-                pool.submit(
-                    _run_image, image, stages, restart, engine, bar, stop if in_job else None
-                ): image
-                for image, _ in todo
-            }
+            flying: list[Future[list[ImageResult]]] = []
+            if whole:
+                flying.append(pool.submit(run_whole, whole, work, engine, bar, wait=in_job))
+            flying += [
+                pool.submit(run_image, image, work, engine, bar, waiting) for image, _ in passes
+            ]
             try:
-                for future in as_completed(flying):
-                    results.append(_outcome(flying[future], future))
+                return [one for future in as_completed(flying) for one in future.result()]
             except BaseException:
                 engine.stop()
                 for future in flying:
                     future.cancel()
                 raise
-    return results
-
-
-def _run_image(
-    image: Image,
-    stages: Sequence[str],
-    restart: bool,
-    engine: Engine,
-    bar: ProgressBar,
-    waiting: Stop | None,
-) -> ImageResult:
-    """One image through the stages. A stage that was done again may have changed what the next one
-    reads, which is then needed too, though it was not before."""
-    try:
-        with locked(image.work, image.name) if waiting is None else _awaited(image, waiting):
-            if restart:
-                forget(image.out, image.name, STAGES[STAGES.index(stages[0]) :])
-            needed = stages_to_run(image, stages)
-            for stage in stages:
-                if stage in needed or stage not in current_manifests(image):
-                    bar.start(image.name, stage)
-                    # Only infer imports torch: a second, and 200 MB in each process.
-                    run_stage = getattr(import_module(f"segpipe.stages.{stage}"), stage)
-                    run_stage(image, engine, bar)
-    except OSError as error:
-        if isinstance(error, InputError):
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        raise InputError(f"{image.name}: {error.strerror or error}{where}") from error
-    return result_of(image, "done", stages)
-
-
-@contextlib.contextmanager
-def _awaited(image: Image, stop: Stop) -> Iterator[None]:
-    """Hold an image once no other process does: a job whose workflow was killed may still run."""
-    with contextlib.ExitStack() as held:
-        said = False
-        while True:
-            try:
-                held.enter_context(locked(image.work, image.name))
-                break
-            except BusyError as error:
-                if not said:
-                    log.warning("%s; waiting for it", error)
-                said = True
-            if stop.asked:
-                raise Stopped(STOPPED)
-            time.sleep(0.2)
-        yield
-
-
-def _outcome(image: Image, future: Future[ImageResult]) -> ImageResult:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, SegpipeError) and not isinstance(error, Stopped):
-        log.error("%s", error)
-        return ImageResult(image.name, image.source, "failed", str(error), image.plane)
-    raise error

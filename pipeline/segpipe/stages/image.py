@@ -34,6 +34,8 @@ LARGEST_COARSE = 4096
 class Progress(Protocol):
     """Told what is done."""
 
+    def start(self, image: str, stage: str) -> None: ...
+
     def advance(self, image: str, stage: str, pixels: int) -> None: ...
 
 
