@@ -1,0 +1,146 @@
+"""Images of one region are done whole by one worker: the same bytes, errors, and lines in the log as
+pass by pass, also when the worker dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from fields import SIZES, nuclei, run, same_results
+from segpipe.compute import LocalEngine, SerialEngine
+from segpipe.image_run import Work, divided, run_whole
+from segpipe.inputs import find_inputs
+from segpipe.prepare import prepare
+from segpipe.records import locked
+from segpipe.settings import load_settings
+from segpipe.stages.image import STAGES
+
+LOCAL = ("engine.kind=local", "engine.workers=2")
+WORK = Work(STAGES, restart=False, attempts=2)
+
+
+class Seen:
+    """Progress that is kept."""
+
+    def __init__(self) -> None:
+        self.pixels: dict[tuple[str, str], int] = {}
+
+    def start(self, image, stage):
+        pass
+
+    def advance(self, image, stage, pixels):
+        self.pixels[image, stage] = self.pixels.get((image, stage), 0) + pixels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten small images, one of several regions, one of which the pixels are lacking."""
+    folder = tmp_path_factory.mktemp("small")
+    for number in range(10):
+        nuclei(folder / f"{number}.tif", (100 + number, 120), seed=number)
+    nuclei(folder / "large.tif", (300, 200), seed=20)
+    data = nuclei(folder / "bad.tif", (128, 128), seed=21).read_bytes()
+    (folder / "bad.tif").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serial(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("serial")
+    return out, run(folder, out)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = LocalEngine(1, attempts=3)
+    yield engine
+    engine.close()
+
+
+def prepared_todo(folder, out):
+    settings = load_settings(None, SIZES)
+    prepared = prepare(find_inputs([folder], out), out, settings)
+    return [(image, list(STAGES)) for image in prepared.images]
+
+
+def test_same_bytes_errors_and_lines_as_pass_by_pass(folder, serial, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "segpipe")
+    result = run(folder, tmp_path / "out", *LOCAL)
+    reference, expected = serial
+    same_results(tmp_path / "out", reference)
+    assert [one.name for one in result.failed] == ["bad"]
+    assert [one.error for one in result.failed] == [one.error for one in expected.failed]
+    assert len(result.images) == 12
+    told = [record.getMessage() for record in caplog.records]
+    for name in [*map(str, range(10)), "large"]:
+        for stage in STAGES:
+            lines = [one for one in told if one.startswith(f"{name}: {stage}: regions")]
+            assert len(lines) == 1, (name, stage)
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert any("bad" in one.getMessage() for one in errors)
+
+
+def test_which_images_are_handed_out_whole(folder, tmp_path, engine):
+    todo = prepared_todo(folder, tmp_path)
+    whole, passes = divided(todo, engine)
+    assert {image.name for image, _ in passes} == {"large"}
+    assert len(whole) + len(passes) == len(todo) >= 11
+    assert divided(todo, SerialEngine()) == ([], todo)
+    engine.gpus = 1
+    try:
+        assert divided(todo, engine) == ([], todo)
+    finally:
+        engine.gpus = 0
+
+
+def test_a_worker_that_dies_over_images_loses_none(folder, serial, tmp_path, engine):
+    whole, _ = divided(prepared_todo(folder, tmp_path), engine)
+    whole = [one for one in whole if one[0].name != "bad"]
+    client, _ = engine._pools[0]
+    killed = []
+
+    def kill() -> None:
+        while not list((tmp_path / "manifests").glob("*.tile.json")):
+            time.sleep(0.002)
+        for worker in client.run(os.getpid).values():
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    seen = Seen()
+    results = run_whole(whole, WORK, engine, seen, wait=False)
+    killer.join()
+    assert killed
+    assert sorted(one.name for one in results) == [str(number) for number in range(10)]
+    assert {one.status for one in results} == {"done"}
+    areas = {image.name: image.layout.plane[0] * image.layout.plane[1] for image, _ in whole}
+    assert seen.pixels == {(name, stage): areas[name] for name in areas for stage in STAGES}
+    reference, _ = serial
+    for name in areas:
+        ours, theirs = (out / f"{name}.parquet" for out in (tmp_path, reference))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_an_image_that_another_process_holds_is_refused_or_waited_for(folder, tmp_path, engine):
+    whole, _ = divided(prepared_todo(folder, tmp_path), engine)
+    image, stages = next(one for one in whole if one[0].name == "3")
+    with locked(image.work, image.name):
+        (refused,) = run_whole([(image, stages)], WORK, engine, Seen(), wait=False)
+        waiter = threading.Thread(
+            target=lambda: done.extend(
+                run_whole([(image, stages)], WORK, engine, Seen(), wait=True)
+            )
+        )
+        done: list = []
+        waiter.start()
+        time.sleep(1)
+        assert not done
+    waiter.join(60)
+    assert "another segpipe is working on it" in refused.error
+    assert [one.status for one in done] == ["done"]
