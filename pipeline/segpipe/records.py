@@ -52,12 +52,13 @@ KEPT_BYTES = 2**20
 """Arrays of at most so many bytes are kept for whoever asks next."""
 
 _JSON = json.JSONEncoder(ensure_ascii=False, default=str)
+_SORTED = json.JSONEncoder(sort_keys=True, default=str)
+_PLAIN = json.JSONEncoder(default=str)
 
 
 def fingerprint(*parts: object) -> str:
     """Short hash of plain values, the same in every process."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_SORTED.encode(parts).encode()).hexdigest()[:16]
 
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
@@ -79,7 +80,8 @@ def json_text(content: Any, lines: int = 2, indent: int = 1) -> str:
     }
     """
     if not lines or not isinstance(content, dict) or not content:
-        return _JSON.encode(content)
+        # json makes an encoder for each call, which takes longer than what most values need
+        return str(content) if type(content) is int else _JSON.encode(content)
     inside = (
         f"{' ' * indent}{_JSON.encode(str(key))}: {json_text(value, lines - 1, indent + 1)}"
         for key, value in content.items()
@@ -199,7 +201,7 @@ class Records:
                 data, described = array.tobytes(), np.lib.format.dtype_to_descr(array.dtype)
                 told[key] = [len(data), zlib.crc32(data), described, array.shape]
                 parts.append(data)
-        text = json.dumps(line, default=str)
+        text = _PLAIN.encode(line)
         file, offset = _append(self.folder, b"".join([b"+", text.encode(), b"\n", *parts]))
         record = _record(json.loads(text), file, offset)
         small = sum(map(len, parts)) <= KEPT_BYTES

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -89,20 +89,30 @@ def create_array(
 ) -> None:
     """Write the metadata of an array of shape `planes + grid.shape`; a shard holds all planes, an
     inner chunk one."""
-    shape, shard = (*planes, *grid.shape), (*planes, *grid.shard)
-    chunk = (*(1 for _ in planes), *grid.chunk)
-    _write_metadata(path, array_metadata(shape, shard, chunk, dtype, dimension_names))
-
-
-def _write_metadata(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write the metadata of an array or group into its folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / METADATA).write_text(json.dumps(content))
+    names = None if dimension_names is None else tuple(dimension_names)
+    _write_metadata(path, _array_text(planes, grid, dtype, names))
 
 
 @lru_cache(maxsize=64)
-def _opened(path: Path, _metadata: tuple[int, int]) -> zarr.Array[Any]:
-    return zarr.Array(_array(path, _parsed((path / METADATA).read_bytes())))
+def _array_text(
+    planes: tuple[int, ...], grid: Grid, dtype: np.dtype[Any], names: tuple[str, ...] | None
+) -> str:
+    """Metadata of an array as JSON; of many small images it is the same."""
+    shape, shard = (*planes, *grid.shape), (*planes, *grid.shard)
+    chunk = (*(1 for _ in planes), *grid.chunk)
+    return json.dumps(array_metadata(shape, shard, chunk, dtype, names))
+
+
+def _write_metadata(folder: Path, text: str) -> None:
+    """Write the metadata of an array or group into its folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METADATA).write_text(text)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: str, _metadata: tuple[int, int]) -> zarr.Array[Any]:
+    folder = Path(path)
+    return zarr.Array(_array(folder, _parsed((folder / METADATA).read_bytes())))
 
 
 @lru_cache(maxsize=64)
@@ -119,8 +129,10 @@ def _array(path: Path, metadata: Any) -> zarr.AsyncArray[Any]:
 
 def open_array(path: Path) -> zarr.Array[Any]:
     """The array at `path`; opened once per process for as long as its metadata file is the same."""
-    stat = (path / METADATA).stat()
-    return _opened(path, (stat.st_ino, stat.st_mtime_ns))
+    # Strings, since paths take as long to join and to hash as the file to ask for; it is asked often.
+    place = os.fspath(path)
+    stat = os.stat(f"{place}/{METADATA}")  # noqa: PTH116
+    return _opened(place, (stat.st_ino, stat.st_mtime_ns))
 
 
 def read_box(path: Path, box: Box, planes: Sequence[int] | None = None) -> Array:
@@ -334,7 +346,8 @@ def create_image(
     """
     levels = range(finest, len(grid.levels))
     space = Space(pixel_size_um, scale)
-    _write_metadata(path, image_metadata(channels, levels, dtype, space, name=name, rgb=rgb))
+    told = image_metadata(channels, levels, dtype, space, name=name, rgb=rgb)
+    _write_metadata(path, json.dumps(told))
     for number in levels:
         create_array(
             path / str(number), (len(channels),), grid.level(number), dtype, ("c", "y", "x")
@@ -359,9 +372,10 @@ def create_labels(
         What the numbers stand for, from 0, where they are no instances.
     """
     labels, levels = path / LABEL_GROUP, range(len(grid.levels))
-    _write_metadata(labels.parent, label_list_metadata([labels.name]))
+    _write_metadata(labels.parent, json.dumps(label_list_metadata([labels.name])))
     space = Space(pixel_size_um, scale)
-    _write_metadata(labels, label_metadata(labels.name, levels, space, classes=classes))
+    told = label_metadata(labels.name, levels, space, classes=classes)
+    _write_metadata(labels, json.dumps(told))
     for number in levels:
         create_array(labels / str(number), (), grid.level(number), np.dtype(np.uint32), ("y", "x"))
 

@@ -71,13 +71,13 @@ class TableWriter:
     def _write(self, table: pa.Table) -> None:
         """Append a row group; the first one, by its size, decides on compression."""
         if self._writer is None:
-            floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-            coding: dict[str, Any] = {"compression": "none"}
-            if len(table) > FEW_ROWS:
-                coding = {"compression": "zstd", "compression_level": 1}
             # Hardly a number occurs twice: dictionaries take a quarter more space, and three times
             # as long.
-            coding |= {"use_dictionary": False, "use_byte_stream_split": floats}
+            coding: dict[str, Any] = {"compression": "none", "use_dictionary": False}
+            if len(table) > FEW_ROWS:
+                floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+                coding |= {"compression": "zstd", "compression_level": 1}
+                coding |= {"use_byte_stream_split": floats}
             try:
                 self._writer = pq.ParquetWriter(self._partial, table.schema, **coding)
             except OSError as error:
