@@ -8,10 +8,12 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from fields import SIZES, nuclei, run, same_results
+from segpipe import image_run
 from segpipe.compute import LocalEngine, SerialEngine
 from segpipe.image_run import Work, divided, run_whole
 from segpipe.inputs import find_inputs
@@ -21,7 +23,7 @@ from segpipe.settings import load_settings
 from segpipe.stages.image import STAGES
 
 LOCAL = ("engine.kind=local", "engine.workers=2")
-WORK = Work(STAGES, restart=False, attempts=2)
+WORK = Work(STAGES, restart=False, attempts=2, wait=False)
 
 
 class Seen:
@@ -91,11 +93,6 @@ def test_which_images_are_handed_out_whole(folder, tmp_path, engine):
     assert {image.name for image, _ in passes} == {"large"}
     assert len(whole) + len(passes) == len(todo) >= 11
     assert divided(todo, SerialEngine()) == ([], todo)
-    engine.gpus = 1
-    try:
-        assert divided(todo, engine) == ([], todo)
-    finally:
-        engine.gpus = 0
 
 
 def test_a_worker_that_dies_over_images_loses_none(folder, serial, tmp_path, engine):
@@ -114,7 +111,7 @@ def test_a_worker_that_dies_over_images_loses_none(folder, serial, tmp_path, eng
     killer = threading.Thread(target=kill)
     killer.start()
     seen = Seen()
-    results = run_whole(whole, WORK, engine, seen, wait=False)
+    results = run_whole(whole, WORK, engine, seen)
     killer.join()
     assert killed
     assert sorted(one.name for one in results) == [str(number) for number in range(10)]
@@ -130,12 +127,11 @@ def test_a_worker_that_dies_over_images_loses_none(folder, serial, tmp_path, eng
 def test_an_image_that_another_process_holds_is_refused_or_waited_for(folder, tmp_path, engine):
     whole, _ = divided(prepared_todo(folder, tmp_path), engine)
     image, stages = next(one for one in whole if one[0].name == "3")
+    waits = replace(WORK, wait=True)
     with locked(image.work, image.name):
-        (refused,) = run_whole([(image, stages)], WORK, engine, Seen(), wait=False)
+        (refused,) = run_whole([(image, stages)], WORK, engine, Seen())
         waiter = threading.Thread(
-            target=lambda: done.extend(
-                run_whole([(image, stages)], WORK, engine, Seen(), wait=True)
-            )
+            target=lambda: done.extend(run_whole([(image, stages)], waits, engine, Seen()))
         )
         done: list = []
         waiter.start()
@@ -144,3 +140,42 @@ def test_an_image_that_another_process_holds_is_refused_or_waited_for(folder, tm
     waiter.join(60)
     assert "another segpipe is working on it" in refused.error
     assert [one.status for one in done] == ["done"]
+
+
+def test_with_gpus_infer_goes_to_their_workers_and_the_rest_to_others(
+    folder, serial, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(image_run, "IMAGES_PER_WORKER", 4)
+    engine = LocalEngine(1, attempts=2, gpus=1)
+    asked: list[tuple[tuple[str, ...], bool, int]] = []
+    do = engine.run
+
+    def note(task, work, images, *, on_gpu=False):
+        asked.append((work.stages, on_gpu, len(images)))
+        return do(task, work, images, on_gpu=on_gpu)
+
+    monkeypatch.setattr(engine, "run", note)
+    whole, _ = divided(prepared_todo(folder, tmp_path), engine)
+    try:
+        results = run_whole(whole, WORK, engine, Seen())
+    finally:
+        engine.close()
+    done = [one.name for one in results if one.status == "done"]
+    assert sorted(done) == [str(number) for number in range(10)]
+    assert [one.name for one in results if one.status == "failed"] == ["bad"]
+    assert sorted(asked) == sorted(
+        [(("tile",), False, 4)] * 2
+        + [(("tile",), False, 3)]
+        + [(("infer",), True, count) for count in sent(asked)]
+        + [(("stitch", "measure"), False, count) for count in sent(asked)]
+    )
+    assert sum(sent(asked)) == 10
+    reference, _ = serial
+    for name in done:
+        ours, theirs = (out / f"{name}.parquet" for out in (tmp_path, reference))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def sent(asked):
+    """How many images of each batch were inferred: those that could be read."""
+    return sorted(count for _, on_gpu, count in asked if on_gpu)

@@ -1,10 +1,11 @@
-"""What a command used: against commands that use a known amount."""
+"""What a command used, and what this process did: against what is known to use as much."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from segpipe.usage import watch
@@ -41,3 +42,20 @@ def test_output_goes_into_the_log_and_a_failure_is_an_error(tmp_path):
         watch([sys.executable, "-c", "import sys; sys.exit('second')"], log=log)
     assert caught.value.returncode == 1
     assert log.read_text() == "first\nsecond\n"
+
+
+def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it():
+    program = (
+        "from segpipe.machine import peak_memory_bytes as peak\n"
+        "first = peak()\n"
+        "held = b'x' * 300_000_000\n"
+        "second = peak()\n"
+        "del held\n"
+        "print(first, second, peak())"
+    )
+    large = np.ones(10**8)  # 800 MB
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert large.all()
+    first, second, third = map(int, done.stdout.split())
+    assert first < 300_000_000
+    assert first + 250_000_000 < second <= third < 700_000_000

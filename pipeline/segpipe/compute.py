@@ -51,9 +51,14 @@ class Outcome:
 
 
 class Engine(Protocol):
-    """Runs a task over regions; outcomes come in any order."""
+    """Runs a task over regions; outcomes come in any order.
+
+    gpus
+        Processes beside the workers that own one GPU each.
+    """
 
     workers: int
+    gpus: int
 
     def run(
         self, task: Task, job: Any, regions: Sequence[Any], *, on_gpu: bool = False
@@ -80,6 +85,7 @@ class SerialEngine:
     """One after the other in this process: the reference."""
 
     workers = 1
+    gpus = 0
 
     def __init__(self, attempts: int = 3) -> None:
         self.attempts = attempts

@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import groupby
+from typing import cast
 
-from segpipe.compute import STOPPED, Engine, LocalEngine, SerialEngine
+from segpipe.compute import STOPPED, Engine, Outcome, SerialEngine
 from segpipe.errors import BusyError, InputError, SegpipeError, Stopped
 from segpipe.geometry import Lattice
 from segpipe.records import locked
@@ -27,6 +31,9 @@ from segpipe.stopping import Stop
 
 log = logging.getLogger(__name__)
 
+INFER = "infer"
+"""The stage that GPUs do."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -34,45 +41,42 @@ class Work:
 
     attempts
         Tries of a region.
+    wait
+        For images that another process holds, as a job of a workflow does: that may be a job whose
+        workflow was killed. Otherwise they fail.
     """
 
     stages: tuple[str, ...]
     restart: bool
     attempts: int
+    wait: bool
 
 
 def run_image(
-    image: Image, work: Work, engine: Engine, progress: Progress, waiting: Stop | None
-) -> list[ImageResult]:
+    image: Image, work: Work, engine: Engine, progress: Progress, stop: Stop
+) -> ImageResult:
     """One image through the stages, and what became of it; a bad one stops no other.
-
-    Parameters
-    ----------
-    waiting
-        Of a job of a workflow: it waits until no other process holds the image, or this is asked.
 
     Raises
     ------
     Stopped
-        After `engine.stop`.
+        After `engine.stop`, or when the image is waited for and `stop` is asked.
     """
     try:
-        _run_stages(image, work, engine, progress, waiting)
-        return [result_of(image, "done", work.stages)]
+        _run_stages(image, work, engine, progress, stop)
+        return result_of(image, "done", work.stages)
     except Stopped:
         raise
     except SegpipeError as error:
         log.error("%s", error)
-        return [ImageResult(image.name, image.source, "failed", str(error), image.plane)]
+        return ImageResult(image.name, image.source, "failed", str(error), image.plane)
 
 
-def _run_stages(
-    image: Image, work: Work, engine: Engine, progress: Progress, waiting: Stop | None
-) -> None:
+def _run_stages(image: Image, work: Work, engine: Engine, progress: Progress, stop: Stop) -> None:
     """A stage that was done again may have changed what the next one reads, which is then needed too,
     though it was not before."""
     try:
-        with locked(image.work, image.name) if waiting is None else _awaited(image, waiting):
+        with _awaited(image, stop) if work.wait else locked(image.work, image.name):
             if work.restart:
                 forget(image.out, image.name, STAGES[STAGES.index(work.stages[0]) :])
             needed = stages_to_run(image, work.stages)
@@ -115,7 +119,7 @@ def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
 
 @contextlib.contextmanager
 def _awaited(image: Image, stop: Stop) -> Iterator[None]:
-    """Hold an image once no other process does: a job whose workflow was killed may still run."""
+    """Hold an image once no other process does."""
     with contextlib.ExitStack() as held:
         said = False
         while True:
@@ -136,12 +140,17 @@ def _awaited(image: Image, stop: Stop) -> Iterator[None]:
 
 Todo = Sequence[tuple[Image, Sequence[str]]]
 """Images, and which stages are to be done of each."""
+Line = tuple[int, str]
+"""Level and text of what was logged."""
+BATCHES = 3
+"""Under way at a time where GPUs have workers of their own: one is read, one inferred, one measured."""
+IMAGES_PER_WORKER = 16
+"""Of a batch: some tasks for each worker, of several images each."""
 
 
 def divided(todo: Todo, engine: Engine) -> tuple[Todo, Todo]:
-    """What is handed out whole, and what pass by pass: all where this process does it itself, and
-    where GPUs have workers of their own, for then an image needs two."""
-    if not isinstance(engine, LocalEngine) or engine.gpus:
+    """What is handed out whole, and what pass by pass: all of it where this process does the work."""
+    if isinstance(engine, SerialEngine):
         return [], todo
     whole = [one for one in todo if _has_one_region(one[0])]
     return whole, [one for one in todo if not _has_one_region(one[0])]
@@ -152,34 +161,57 @@ def _has_one_region(image: Image) -> bool:
     return all(len(Lattice(image.layout.plane, shard)) == 1 for shard in shards)
 
 
-def run_whole(
-    todo: Todo, work: Work, engine: Engine, progress: Progress, *, wait: bool
-) -> list[ImageResult]:
-    """Images, each by one worker.
+def run_whole(todo: Todo, work: Work, engine: Engine, progress: Progress) -> list[ImageResult]:
+    """Images, each by one worker; where GPUs have workers of their own, by one of these for `infer`.
 
     Raises
     ------
     Stopped
         After `engine.stop`.
     """
-    results = []
+    if not engine.gpus:
+        return _through(todo, [work], engine, progress)
+    groups = groupby(work.stages, lambda stage: stage == INFER)
+    steps = [replace(work, stages=tuple(group)) for _, group in groups]
+    size = IMAGES_PER_WORKER * engine.workers
+    batches = [todo[start : start + size] for start in range(0, len(todo), size)]
+    with ThreadPoolExecutor(BATCHES, "batch") as pool:
+        done = pool.map(lambda batch: _through(batch, steps, engine, progress), batches)
+        return [one for batch in done for one in batch]
+
+
+def _through(
+    todo: Todo, steps: Sequence[Work], engine: Engine, progress: Progress
+) -> list[ImageResult]:
+    """All images through one step after the other; those that fail stay behind."""
     needed = {image.name: stages for image, stages in todo}
-    for outcome in engine.run(_do_whole, (work, wait), [image for image, _ in todo]):
-        image: Image = outcome.region
-        height, width = image.layout.plane
-        for stage in needed[image.name]:
-            progress.start(image.name, stage)
-            progress.advance(image.name, stage, height * width)
-        if outcome.error is None:
-            result, told = outcome.found
-            for level, text in told:
-                log.log(level, "%s", text)
-            results += result
-        else:
-            error = f"{image.name}: {outcome.error}"
-            log.error("%s", error)
-            results.append(ImageResult(image.name, image.source, "failed", error, image.plane))
-    return results
+    results: dict[str, ImageResult] = {}
+    left = [image for image, _ in todo]
+    for step in steps:
+        going_on = []
+        for outcome in engine.run(_do_whole, step, left, on_gpu=step.stages == (INFER,)):
+            image: Image = outcome.region
+            results[image.name] = result = _result(image, outcome)
+            if result.status != "failed":
+                going_on.append(image)
+            for stage in step.stages:
+                if stage in needed[image.name]:
+                    progress.start(image.name, stage)
+                    progress.advance(image.name, stage, math.prod(image.layout.plane))
+        left = going_on
+    return list(results.values())
+
+
+def _result(image: Image, outcome: Outcome) -> ImageResult:
+    """What a worker found, after what it logged; or why it found nothing."""
+    if outcome.error is None:
+        result, lines = outcome.found
+        for level, text in lines:
+            log.log(level, "%s", text)
+        return cast("ImageResult", result)
+    error = f"{image.name}: {outcome.error}"
+    log.error("%s", error)
+    return ImageResult(image.name, image.source, "failed", error, image.plane)
 
 
 class _Silent:
@@ -197,23 +229,21 @@ class _Told(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: list[tuple[int, str]] = []
+        self.lines: list[Line] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line."""
         self.lines.append((record.levelno, record.getMessage()))
 
 
-def _do_whole(
-    job: tuple[Work, bool], image: Image
-) -> tuple[list[ImageResult], list[tuple[int, str]]]:
+def _do_whole(work: Work, image: Image) -> tuple[ImageResult, list[Line]]:
     """In a worker: what became of an image, and what was logged."""
-    work, wait = job
     logger, told = logging.getLogger("segpipe"), _Told()
     logger.addHandler(told)
     logger.setLevel(logging.INFO)
     try:
-        waiting = Stop() if wait else None  # who stops ends this process
-        return run_image(image, work, SerialEngine(work.attempts), _Silent(), waiting), told.lines
+        # Never asked: whoever stops ends this process.
+        result = run_image(image, work, SerialEngine(work.attempts), _Silent(), Stop())
+        return result, told.lines
     finally:
         logger.removeHandler(told)

@@ -210,7 +210,7 @@ def _run_all(
         for stage in needed:
             pixels[stage] = pixels.get(stage, 0) + image.layout.plane[0] * image.layout.plane[1]
     processes = choose_processes(todo, settings, in_job=in_job)
-    work = Work(tuple(stages), restart, settings.engine.attempts)
+    work = Work(tuple(stages), restart, settings.engine.attempts, wait=in_job)
     with (
         closing_input(),
         stop_on_signals() as stop,
@@ -220,21 +220,22 @@ def _run_all(
         ) as engine,
     ):
         stop.watch(engine)
-        waiting = stop if in_job else None
         whole, passes = divided(todo, engine)
         # One thread more: that in which images are handed out whole does nothing but wait.
         in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers + 1
         with ThreadPoolExecutor(in_flight, "image") as pool:
-            flying: list[Future[list[ImageResult]]] = []
+            flying: list[Future[ImageResult | list[ImageResult]]] = []
             if whole:
-                flying.append(pool.submit(run_whole, whole, work, engine, bar, wait=in_job))
-            flying += [
-                pool.submit(run_image, image, work, engine, bar, waiting) for image, _ in passes
-            ]
+                flying.append(pool.submit(run_whole, whole, work, engine, bar))
+            flying += [pool.submit(run_image, one, work, engine, bar, stop) for one, _ in passes]
+            results: list[ImageResult] = []
             try:
-                return [one for future in as_completed(flying) for one in future.result()]
+                for future in as_completed(flying):
+                    found = future.result()
+                    results += found if isinstance(found, list) else [found]
             except BaseException:
                 engine.stop()
                 for future in flying:
                     future.cancel()
                 raise
+    return results
