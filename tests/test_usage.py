@@ -58,4 +58,5 @@ def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it():
     assert large.all()
     first, second, third = map(int, done.stdout.split())
     assert first < 300_000_000
-    assert first + 250_000_000 < second <= third < 700_000_000
+    assert first + 250_000_000 < second < 700_000_000
+    assert abs(third - second) < 0.01 * second  # the system counts pages in lots
