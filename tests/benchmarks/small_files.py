@@ -1,10 +1,12 @@
 """Many small files: rate, peak memory, and what is spent besides network, stitching and pixels.
 
     python tests/benchmarks/small_files.py --count 1000 --size 256
+    python tests/benchmarks/small_files.py --count 1000 --workers 2
 
-The files are done by one process with one image in flight, so that the time between two events is
-that of what happens between them. Start and end of the process count separately: they do not grow
-with the number of files.
+With workers, each of which does whole files, the rate is told and what the process that hands them out
+spends. Without, the files are done by one process with one image in flight, so that the time between
+two events is that of what happens between them. Start and end of the process count separately: they
+do not grow with the number of files.
 
     network    windows: cut, normalised, through the network, cropped, quantised
     stitching  the stage of that name, and sums over objects
@@ -153,12 +155,42 @@ def wrap(meter: Meter) -> None:
             setattr(owner, last, meter.timed(kind, found))
 
 
+def by_workers(folder: Path, count: int, workers: int, model: str) -> None:
+    """Print the rate of so many processes, their start apart: that of one file."""
+    from segpipe.run import predict
+    from segpipe.settings import load_settings
+
+    settings = load_settings(
+        options={
+            "infer.model": model,
+            "engine.kind": "local",
+            "engine.workers": workers,
+            "infer.device": "cpu",
+        }
+    )
+    seconds, spent = [], []
+    first = min(folder.iterdir())
+    for number, inputs in enumerate(([first], [first], [folder])):  # the first run imports
+        start = time.perf_counter(), time.process_time()
+        result = predict(inputs, folder.parent / f"out{number}", settings)
+        assert not result.failed
+        seconds.append(time.perf_counter() - start[0])
+        spent.append(time.process_time() - start[1])
+    lasted, own = (both[2] - both[1] for both in (seconds, spent))
+    print(f"{count} files by {workers} workers: {(count - 1) / lasted:.2f} files/s")
+    print(f"start of the processes, one file included: {seconds[1]:.1f} s")
+    print(f"the process that hands them out: {1e3 * own / (count - 1):.1f} ms of CPU a file")
+
+
 def main() -> None:
     """Make the files, segment them, print the shares."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     parser.add_argument("--model", default="nuclei-fluorescence")
+    parser.add_argument(
+        "--workers", type=int, help="processes; without, one that is measured inside"
+    )
     given = parser.parse_args()
     from segpipe.demo import write_field
     from segpipe.synthetic import NucleiField
@@ -170,6 +202,9 @@ def main() -> None:
         for number in range(given.count + 1):
             where = Path(temporary) / "warm.tif" if number == 0 else folder / f"{number:06d}.tif"
             write_field(NucleiField(shape, seed=number), where, tile=256, compression=None)
+        if given.workers:
+            by_workers(folder, given.count, given.workers, given.model)
+            return
         meter = Meter()
         wrap(meter)
         from segpipe.run import predict
