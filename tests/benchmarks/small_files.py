@@ -155,7 +155,7 @@ def wrap(meter: Meter) -> None:
             setattr(owner, last, meter.timed(kind, found))
 
 
-def by_workers(folder: Path, count: int, workers: int, model: str) -> None:
+def by_workers(folder: Path, count: int, workers: int, model: str, device: str) -> None:
     """Print the rate of so many processes, their start apart: that of one file."""
     from segpipe.run import predict
     from segpipe.settings import load_settings
@@ -165,7 +165,7 @@ def by_workers(folder: Path, count: int, workers: int, model: str) -> None:
             "infer.model": model,
             "engine.kind": "local",
             "engine.workers": workers,
-            "infer.device": "cpu",
+            "infer.device": device,
         }
     )
     seconds, spent = [], []
@@ -203,7 +203,7 @@ def main() -> None:
             where = Path(temporary) / "warm.tif" if number == 0 else folder / f"{number:06d}.tif"
             write_field(NucleiField(shape, seed=number), where, tile=256, compression=None)
         if given.workers:
-            by_workers(folder, given.count, given.workers, given.model)
+            by_workers(folder, given.count, given.workers, given.model, given.device)
             return
         meter = Meter()
         wrap(meter)
