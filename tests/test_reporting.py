@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fields import nuclei, run, threshold_model
+from segpipe import reporting
 from segpipe.cli import main
 from segpipe.export.report import Slide, by_need, report_page
 from segpipe.reporting import write_report
@@ -328,3 +329,21 @@ def test_a_thousand_slides(tmp_path):
     text = path.read_text()
     assert len(rows_of(text)) == 1000 and text.count("data:image/jpeg;base64,") == 1000
     assert text.index("</tbody>") < text.index("data:image/jpeg")  # the table comes first
+
+
+@pytest.mark.parametrize(("form", "shape"), [("JPEG", (301, 663)), ("PNG", (900, 1600))])
+def test_a_thumbnail_is_as_good_as_its_budget_allows(form, shape):
+    noise = np.random.default_rng(0).integers(0, 90, (*shape, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, format=form, quality=80)
+    widths = []
+    for budget in (10**6, 60_000, 20_000, 9_000, 10):
+        data = reporting._smaller(file.getvalue(), budget)
+        assert len(data) <= budget
+        if budget > 10:
+            with Image.open(io.BytesIO(data)) as small:
+                assert small.format == "JPEG" and small.convert("RGB").getextrema()
+                assert abs(small.height / small.width - shape[0] / shape[1]) < 0.01
+                widths.append(small.width)
+    assert data == b""
+    assert widths == sorted(widths, reverse=True) and widths[-1] < widths[0] <= 800

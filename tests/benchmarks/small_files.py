@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     parser.add_argument("--model", default="nuclei-fluorescence")
+    parser.add_argument("--device", default="cpu", help="that infers, with workers")
     parser.add_argument(
         "--workers", type=int, help="processes; without, one that is measured inside"
     )
