@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from unittest.mock import Mock
 
+import dask
 import psutil
 import pytest
 from distributed import get_worker
@@ -141,6 +142,26 @@ def scripted_engine(monkeypatch, statuses):
     client = Scripted(statuses)
     monkeypatch.setattr("segpipe.compute._start_pool", lambda workers: (client, client))
     return LocalEngine(1, attempts=1), client
+
+
+def die_after_a_while(job, region):
+    if region == "0_3":
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def test_a_worker_that_dies_again_and_again_is_replaced_as_often():
+    """Dask looks once, 15 s after a death, whether the worker is there, and would give it up."""
+    before = dask.config.get("distributed.deploy.lost-worker-timeout")
+    engine = LocalEngine(1, attempts=3)
+    try:
+        outcomes = list(engine.run(die_after_a_while, None, NAMES))
+    finally:
+        engine.close()
+    assert dask.config.get("distributed.deploy.lost-worker-timeout") == before
+    assert sorted(one.region for one in outcomes) == NAMES
+    assert [one.region for one in outcomes if one.error is not None] == ["0_3"]
 
 
 def test_a_result_that_dies_with_its_worker_is_no_failed_try(monkeypatch):

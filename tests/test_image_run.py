@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 
 from fields import SIZES, nuclei, run, same_results
-from segpipe import image_run
 from segpipe.compute import LocalEngine, SerialEngine
+from segpipe.errors import SegpipeError
 from segpipe.image_run import Work, divided, run_whole
 from segpipe.inputs import find_inputs
 from segpipe.prepare import prepare
@@ -89,14 +89,20 @@ def test_same_bytes_errors_and_lines_as_pass_by_pass(folder, serial, tmp_path, c
 
 def test_which_images_are_handed_out_whole(folder, tmp_path, engine):
     todo = prepared_todo(folder, tmp_path)
-    whole, passes = divided(todo, engine)
+    whole, passes = divided(todo, WORK, engine)
     assert {image.name for image, _ in passes} == {"large"}
     assert len(whole) + len(passes) == len(todo) >= 11
-    assert divided(todo, SerialEngine()) == ([], todo)
+    assert divided(todo, WORK, SerialEngine()) == ([], todo)
+    waits = replace(WORK, wait=True)
+    three = next(image for image, _ in todo if image.name == "3")
+    with locked(three.work, three.name):  # by what may be another job: no worker waits for it
+        for work, expected in ((WORK, {"large"}), (waits, {"large", "3"})):
+            _, passes = divided(todo, work, engine)
+            assert {image.name for image, _ in passes} == expected
 
 
-def test_a_worker_that_dies_over_images_loses_none(folder, serial, tmp_path, engine):
-    whole, _ = divided(prepared_todo(folder, tmp_path), engine)
+def test_a_worker_that_dies_over_images_loses_none(folder, serial, tmp_path, engine, caplog):
+    whole, _ = divided(prepared_todo(folder, tmp_path), WORK, engine)
     whole = [one for one in whole if one[0].name != "bad"]
     client, _ = engine._pools[0]
     killed = []
@@ -111,8 +117,12 @@ def test_a_worker_that_dies_over_images_loses_none(folder, serial, tmp_path, eng
     killer = threading.Thread(target=kill)
     killer.start()
     seen = Seen()
+    caplog.set_level(logging.INFO, "segpipe")
     results = run_whole(whole, WORK, engine, seen)
     killer.join()
+    told = [record.getMessage() for record in caplog.records]
+    for number in range(10):
+        assert any(line.startswith(f"{number}: ") for line in told), number
     assert killed
     assert sorted(one.name for one in results) == [str(number) for number in range(10)]
     assert {one.status for one in results} == {"done"}
@@ -125,7 +135,7 @@ def test_a_worker_that_dies_over_images_loses_none(folder, serial, tmp_path, eng
 
 
 def test_an_image_that_another_process_holds_is_refused_or_waited_for(folder, tmp_path, engine):
-    whole, _ = divided(prepared_todo(folder, tmp_path), engine)
+    whole, _ = divided(prepared_todo(folder, tmp_path), WORK, engine)
     image, stages = next(one for one in whole if one[0].name == "3")
     waits = replace(WORK, wait=True)
     with locked(image.work, image.name):
@@ -145,7 +155,6 @@ def test_an_image_that_another_process_holds_is_refused_or_waited_for(folder, tm
 def test_with_gpus_infer_goes_to_their_workers_and_the_rest_to_others(
     folder, serial, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(image_run, "IMAGES_PER_WORKER", 4)
     engine = LocalEngine(1, attempts=2, gpus=1)
     asked: list[tuple[tuple[str, ...], bool, int]] = []
     do = engine.run
@@ -155,7 +164,7 @@ def test_with_gpus_infer_goes_to_their_workers_and_the_rest_to_others(
         return do(task, work, images, on_gpu=on_gpu)
 
     monkeypatch.setattr(engine, "run", note)
-    whole, _ = divided(prepared_todo(folder, tmp_path), engine)
+    whole, _ = divided(prepared_todo(folder, tmp_path), WORK, engine)
     try:
         results = run_whole(whole, WORK, engine, Seen())
     finally:
@@ -164,8 +173,8 @@ def test_with_gpus_infer_goes_to_their_workers_and_the_rest_to_others(
     assert sorted(done) == [str(number) for number in range(10)]
     assert [one.name for one in results if one.status == "failed"] == ["bad"]
     assert sorted(asked) == sorted(
-        [(("tile",), False, 4)] * 2
-        + [(("tile",), False, 3)]
+        [(("tile",), False, 2)] * 5
+        + [(("tile",), False, 1)]
         + [(("infer",), True, count) for count in sent(asked)]
         + [(("stitch", "measure"), False, count) for count in sent(asked)]
     )
@@ -179,3 +188,39 @@ def test_with_gpus_infer_goes_to_their_workers_and_the_rest_to_others(
 def sent(asked):
     """How many images of each batch were inferred: those that could be read."""
     return sorted(count for _, on_gpu, count in asked if on_gpu)
+
+
+def test_restart_forgets_once_and_not_whenever_a_worker_dies(folder, tmp_path, engine, monkeypatch):
+    whole, _ = divided(prepared_todo(folder, tmp_path), WORK, engine)
+    assert len(run_whole(whole, WORK, engine, Seen())) == 11
+    work_seen = []
+    do = engine.run
+
+    def note(task, work, images, *, on_gpu=False):
+        work_seen.append(work)
+        left = [path.name for path in (tmp_path / "manifests").glob("*.tile.json")]
+        assert left == [f"{held.name}.tile.json"]
+        return do(task, work, images, on_gpu=on_gpu)
+
+    monkeypatch.setattr(engine, "run", note)
+    held = whole[0][0]
+    with locked(held.work, held.name):
+        results = run_whole(whole[1:] + whole[:1], replace(WORK, restart=True), engine, Seen())
+    assert [one.restart for one in work_seen] == [False]
+    failed = {one.name for one in results if one.status == "failed"}
+    assert failed == {"bad", held.name} and len(results) == 11
+
+
+def test_when_no_workers_are_left_the_rest_is_named(folder, tmp_path, engine, monkeypatch):
+    whole, _ = divided(prepared_todo(folder, tmp_path), WORK, engine)
+    do = engine.run
+
+    def run_two(task, work, images, *, on_gpu=False):
+        yield from do(task, work, images[:2], on_gpu=on_gpu)
+        raise SegpipeError("all workers ended")
+
+    monkeypatch.setattr(engine, "run", run_two)
+    results = run_whole(whole, WORK, engine, Seen())
+    assert len(results) == 11
+    assert sum(one.status == "done" for one in results) == 2
+    assert sum("all workers ended" in (one.error or "") for one in results) == 9

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 from segpipe.backlog import Backlog
@@ -32,6 +32,9 @@ whatever else is small and says what is to be done."""
 IN_FLIGHT_PER_WORKER = 2
 ALONE_S = 120
 """A worker that dies is replaced in seconds, unless it dies while it starts: dask then gives it up."""
+GIVEN_UP_AFTER = "1000h"
+"""So long after a death dask looks whether the worker is there again, and gives it up if it is not just
+then: by default after 15 s, in which an image that kills its worker may have done so many times."""
 STOPPED = "stopped; run the same command to go on"
 BAD_DATA = (SegpipeError, OSError, MemoryError)
 """What a region may fail by without the program being wrong."""
@@ -144,6 +147,8 @@ class LocalEngine:
         self.gpus = gpus
         self.attempts = attempts
         self._stop = threading.Event()
+        self._settings = contextlib.ExitStack()
+        self._settings.enter_context(_given_up_late())
         self._pools = [_start_pool(workers)]
         if gpus:
             self._pools.append(_start_pool(gpus))
@@ -156,6 +161,7 @@ class LocalEngine:
         for client, cluster in self._pools:
             client.close(timeout=5)
             cluster.close(timeout=10)
+        self._settings.close()
 
     def run(
         self, task: Task, job: Any, regions: Sequence[Any], *, on_gpu: bool = False
@@ -237,6 +243,15 @@ def _lost(future: Any, taken: Sequence[tuple[Any, int]]) -> tuple[list[Outcome],
     if error is not None and (isinstance(error, FATAL) or not bad_data):
         raise error
     return [Outcome(region, None, describe(error)) for region, _ in taken], 0.0
+
+
+def _given_up_late() -> contextlib.AbstractContextManager[Any]:
+    """A setting of dask's that is asked for as long as the workers live."""
+    import dask
+    import distributed  # noqa: F401  its defaults would go with the setting if they came later
+
+    setting = {"distributed.deploy.lost-worker-timeout": GIVEN_UP_AFTER}
+    return cast("contextlib.AbstractContextManager[Any]", dask.config.set(setting))
 
 
 def _start_pool(workers: int) -> tuple[Any, Any]:

@@ -17,12 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import groupby
-from typing import cast
 
 from segpipe.compute import STOPPED, Engine, Outcome, SerialEngine
 from segpipe.errors import BusyError, InputError, SegpipeError, Stopped
 from segpipe.geometry import Lattice
-from segpipe.records import locked
+from segpipe.records import is_locked, locked
 from segpipe.results import ImageResult, result_of
 from segpipe.stages.exported import missing_exports
 from segpipe.stages.image import STAGES, Image, Progress
@@ -68,29 +67,38 @@ def run_image(
     except Stopped:
         raise
     except SegpipeError as error:
-        log.error("%s", error)
-        return ImageResult(image.name, image.source, "failed", str(error), image.plane)
+        return _failed(image, str(error))
 
 
 def _run_stages(image: Image, work: Work, engine: Engine, progress: Progress, stop: Stop) -> None:
     """A stage that was done again may have changed what the next one reads, which is then needed too,
     though it was not before."""
+    with _naming(image), _awaited(image, stop) if work.wait else locked(image.work, image.name):
+        if work.restart:
+            _forget(image, work)
+        needed = stages_to_run(image, work.stages)
+        for stage in work.stages:
+            if stage in needed or stage not in current_manifests(image):
+                progress.start(image.name, stage)
+                # Only infer imports torch: a second, and 200 MB in each process.
+                run_stage = getattr(import_module(f"segpipe.stages.{stage}"), stage)
+                run_stage(image, engine, progress)
+
+
+@contextlib.contextmanager
+def _naming(image: Image) -> Iterator[None]:
+    """What the system refuses is an error of the image."""
     try:
-        with _awaited(image, stop) if work.wait else locked(image.work, image.name):
-            if work.restart:
-                forget(image.out, image.name, STAGES[STAGES.index(work.stages[0]) :])
-            needed = stages_to_run(image, work.stages)
-            for stage in work.stages:
-                if stage in needed or stage not in current_manifests(image):
-                    progress.start(image.name, stage)
-                    # Only infer imports torch: a second, and 200 MB in each process.
-                    run_stage = getattr(import_module(f"segpipe.stages.{stage}"), stage)
-                    run_stage(image, engine, progress)
+        yield
+    except InputError:
+        raise
     except OSError as error:
-        if isinstance(error, InputError):
-            raise
         where = f" {error.filename}" if error.filename else ""
         raise InputError(f"{image.name}: {error.strerror or error}{where}") from error
+
+
+def _forget(image: Image, work: Work) -> None:
+    forget(image.out, image.name, STAGES[STAGES.index(work.stages[0]) :])
 
 
 def stages_to_run(image: Image, wanted: Sequence[str] = STAGES) -> list[str]:
@@ -144,16 +152,22 @@ Line = tuple[int, str]
 """Level and text of what was logged."""
 BATCHES = 3
 """Under way at a time where GPUs have workers of their own: one is read, one inferred, one measured."""
+FEWEST_BATCHES = 8
+"""So that little is waited for at the beginning and at the end."""
 IMAGES_PER_WORKER = 16
-"""Of a batch: some tasks for each worker, of several images each."""
+"""Of a batch at most: some tasks for each worker, of several images each."""
 
 
-def divided(todo: Todo, engine: Engine) -> tuple[Todo, Todo]:
-    """What is handed out whole, and what pass by pass: all of it where this process does the work."""
-    if isinstance(engine, SerialEngine):
-        return [], todo
-    whole = [one for one in todo if _has_one_region(one[0])]
-    return whole, [one for one in todo if not _has_one_region(one[0])]
+def divided(todo: Todo, work: Work, engine: Engine) -> tuple[Todo, Todo]:
+    """What is handed out whole, and what pass by pass: all of it where this process does the work, and
+    images that are to be waited for, so that no worker waits."""
+    whole: list[tuple[Image, Sequence[str]]] = []
+    passes: list[tuple[Image, Sequence[str]]] = []
+    for image, stages in todo:
+        small = not isinstance(engine, SerialEngine) and _has_one_region(image)
+        held = small and work.wait and is_locked(image.work)
+        (whole if small and not held else passes).append((image, stages))
+    return whole, passes
 
 
 def _has_one_region(image: Image) -> bool:
@@ -169,15 +183,33 @@ def run_whole(todo: Todo, work: Work, engine: Engine, progress: Progress) -> lis
     Stopped
         After `engine.stop`.
     """
+    results: list[ImageResult] = []
+    if work.restart:  # once, and not whenever a worker dies
+        todo, results = _forgotten(todo, work)
+        work = replace(work, restart=False)
     if not engine.gpus:
-        return _through(todo, [work], engine, progress)
+        return results + _through(todo, [work], engine, progress)
     groups = groupby(work.stages, lambda stage: stage == INFER)
     steps = [replace(work, stages=tuple(group)) for _, group in groups]
-    size = IMAGES_PER_WORKER * engine.workers
+    some = max(engine.workers, -(-len(todo) // FEWEST_BATCHES))
+    size = min(some, IMAGES_PER_WORKER * engine.workers)
     batches = [todo[start : start + size] for start in range(0, len(todo), size)]
     with ThreadPoolExecutor(BATCHES, "batch") as pool:
         done = pool.map(lambda batch: _through(batch, steps, engine, progress), batches)
-        return [one for batch in done for one in batch]
+        return results + [one for batch in done for one in batch]
+
+
+def _forgotten(todo: Todo, work: Work) -> tuple[Todo, list[ImageResult]]:
+    """Images of which nothing is known any more, and what became of those that others hold."""
+    left, failed = [], []
+    for image, stages in todo:
+        try:
+            with _naming(image), locked(image.work, image.name):
+                _forget(image, work)
+            left.append((image, stages))
+        except SegpipeError as error:
+            failed.append(_failed(image, str(error)))
+    return left, failed
 
 
 def _through(
@@ -186,30 +218,53 @@ def _through(
     """All images through one step after the other; those that fail stay behind."""
     needed = {image.name: stages for image, stages in todo}
     results: dict[str, ImageResult] = {}
-    left = [image for image, _ in todo]
+    left = {image.name: image for image, _ in todo}
     for step in steps:
-        going_on = []
-        for outcome in engine.run(_do_whole, step, left, on_gpu=step.stages == (INFER,)):
-            image: Image = outcome.region
-            results[image.name] = result = _result(image, outcome)
-            if result.status != "failed":
-                going_on.append(image)
-            for stage in step.stages:
-                if stage in needed[image.name]:
-                    progress.start(image.name, stage)
+        going_on: dict[str, Image] = {}
+        on_gpu = step.stages == (INFER,)
+        try:
+            for outcome in engine.run(_do_whole, step, list(left.values()), on_gpu=on_gpu):
+                image = left.pop(outcome.region.name)
+                asked = [stage for stage in step.stages if stage in needed[image.name]]
+                results[image.name] = result = _result(image, outcome, told=bool(asked))
+                if result.status != "failed":
+                    going_on[image.name] = image
+                progress.start(image.name, "done")
+                for stage in asked:
                     progress.advance(image.name, stage, math.prod(image.layout.plane))
+        except Stopped:
+            raise
+        except SegpipeError as error:  # there are no workers any more
+            undone = left | (going_on if step is not steps[-1] else {})
+            results |= {name: _failed(image, f"{name}: {error}") for name, image in undone.items()}
+            break
         left = going_on
     return list(results.values())
 
 
-def _result(image: Image, outcome: Outcome) -> ImageResult:
-    """What a worker found, after what it logged; or why it found nothing."""
-    if outcome.error is None:
-        result, lines = outcome.found
-        for level, text in lines:
-            log.log(level, "%s", text)
-        return cast("ImageResult", result)
-    error = f"{image.name}: {outcome.error}"
+def _result(image: Image, outcome: Outcome, *, told: bool) -> ImageResult:
+    """What a worker found, after what it logged; or why it found nothing.
+
+    Parameters
+    ----------
+    told
+        Whether there was something to do, of which the log tells.
+    """
+    if outcome.error is not None:
+        return _failed(image, f"{image.name}: {outcome.error}")
+    result: ImageResult
+    lines: list[Line]
+    result, lines = outcome.found
+    for level, text in lines:
+        log.log(level, "%s", text)
+    if told and not lines:
+        log.info("%s: done by a worker that died then, with what it had to say", image.name)
+        for warning in result.warnings:
+            log.warning("%s: %s", image.name, warning)
+    return result
+
+
+def _failed(image: Image, error: str) -> ImageResult:
     log.error("%s", error)
     return ImageResult(image.name, image.source, "failed", error, image.plane)
 

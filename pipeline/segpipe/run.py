@@ -220,7 +220,7 @@ def _run_all(
         ) as engine,
     ):
         stop.watch(engine)
-        whole, passes = divided(todo, engine)
+        whole, passes = divided(todo, work, engine)
         # One thread more: that in which images are handed out whole does nothing but wait.
         in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers + 1
         with ThreadPoolExecutor(in_flight, "image") as pool:
