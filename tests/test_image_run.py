@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import pytest
 
+import segpipe.run
 from fields import SIZES, nuclei, run, same_results
 from segpipe.compute import LocalEngine, SerialEngine
-from segpipe.errors import SegpipeError
+from segpipe.errors import SegpipeError, SettingsError, Stopped
 from segpipe.image_run import Work, divided, run_whole
 from segpipe.inputs import find_inputs
 from segpipe.prepare import prepare
@@ -224,3 +225,19 @@ def test_when_no_workers_are_left_the_rest_is_named(folder, tmp_path, engine, mo
     assert len(results) == 11
     assert sum(one.status == "done" for one in results) == 2
     assert sum("all workers ended" in (one.error or "") for one in results) == 9
+
+
+@pytest.mark.parametrize(("asked", "error"), [(True, Stopped), (False, SettingsError)])
+def test_ctrl_c_while_the_workers_start_is_no_wrong_setting(
+    folder, tmp_path, monkeypatch, asked, error
+):
+    """It reaches the processes that start too, and ends them."""
+
+    def fails(*_):
+        if asked:
+            signal.raise_signal(signal.SIGINT)
+        raise SettingsError("processes cannot be started")
+
+    monkeypatch.setattr(segpipe.run, "open_engine", fails)
+    with pytest.raises(error):
+        run(folder, tmp_path / "out", *LOCAL)

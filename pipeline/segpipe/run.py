@@ -6,14 +6,14 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from segpipe.compute import SerialEngine, open_engine
-from segpipe.errors import SettingsError
-from segpipe.footprint import check_device, choose_processes
+from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine
+from segpipe.errors import SettingsError, Stopped
+from segpipe.footprint import Processes, check_device, choose_processes
 from segpipe.image_run import Work, divided, run_image, run_whole, stages_to_run
 from segpipe.inputs import Input, find_inputs
 from segpipe.jobs import read_job, write_job
@@ -27,7 +27,7 @@ from segpipe.settings import Settings
 from segpipe.slide import THE_PLANE
 from segpipe.stages.image import STAGES, Image
 from segpipe.stages.reading import closing_input
-from segpipe.stopping import stop_on_signals
+from segpipe.stopping import Stop, stop_on_signals
 from segpipe.verifying import remove_damaged
 
 log = logging.getLogger(__name__)
@@ -215,11 +215,8 @@ def _run_all(
         closing_input(),
         stop_on_signals() as stop,
         ProgressBar(pixels) as bar,
-        open_engine(
-            processes.kind, processes.workers, settings.engine.attempts, processes.gpus
-        ) as engine,
+        _started(processes, settings.engine.attempts, stop) as engine,
     ):
-        stop.watch(engine)
         whole, passes = divided(todo, work, engine)
         # One thread more: that in which images are handed out whole does nothing but wait.
         in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers + 1
@@ -239,3 +236,18 @@ def _run_all(
                     future.cancel()
                 raise
     return results
+
+
+@contextlib.contextmanager
+def _started(processes: Processes, attempts: int, stop: Stop) -> Iterator[Engine]:
+    """The engine, which stops when asked; Ctrl-C reaches workers that only start, and ends them."""
+    with contextlib.ExitStack() as held:
+        try:
+            opened = open_engine(processes.kind, processes.workers, attempts, processes.gpus)
+            engine = held.enter_context(opened)
+        except SettingsError:
+            if stop.asked:
+                raise Stopped(STOPPED) from None
+            raise
+        stop.watch(engine)
+        yield engine
