@@ -147,11 +147,12 @@ class LocalEngine:
         self.gpus = gpus
         self.attempts = attempts
         self._stop = threading.Event()
-        self._settings = contextlib.ExitStack()
-        self._settings.enter_context(_given_up_late())
-        self._pools = [_start_pool(workers)]
-        if gpus:
-            self._pools.append(_start_pool(gpus))
+        with contextlib.ExitStack() as held:
+            held.enter_context(_given_up_late())
+            self._pools = [_start_pool(workers)]
+            if gpus:
+                self._pools.append(_start_pool(gpus))
+            self._settings = held.pop_all()  # until `close`; at once where nothing could be started
 
     def stop(self) -> None:
         self._stop.set()

@@ -75,7 +75,7 @@ def _inherited_bytes() -> int:
 
 
 def _status_peak_bytes() -> int | None:
-    """The peak of this process alone, where the system tells it; takes a hundred times as long."""
+    """The peak of this process alone, where the system tells it; takes twenty times as long."""
     try:
         with Path("/proc/self/status").open("rb", buffering=0) as file:
             _, _, told = file.read().partition(b"VmHWM:")

@@ -80,8 +80,7 @@ def json_text(content: Any, lines: int = 2, indent: int = 1) -> str:
     }
     """
     if not lines or not isinstance(content, dict) or not content:
-        # json makes an encoder for each call, which takes longer than what most values need
-        return str(content) if type(content) is int else _JSON.encode(content)
+        return _JSON.encode(content)
     inside = (
         f"{' ' * indent}{_JSON.encode(str(key))}: {json_text(value, lines - 1, indent + 1)}"
         for key, value in content.items()

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 GROUP_ROWS = 2**16
 """Rows of a row group."""
 FEW_ROWS = 2**9
-"""A table of at most so many is not compressed: that takes as long as all else, to save 50 kB."""
+"""A table of at most so many is not compressed: of 30 rows that takes .4 ms, and all else .6."""
 
 
 class TableWriter:
