@@ -337,3 +337,21 @@ def test_png_replaces_what_was_there_and_leaves_nothing_else(
     with pytest.raises(OSError, match="no space"):
         write_png(path, picture)
     assert list(tmp_path.iterdir()) == [path] and path.stat().st_size == size
+
+
+@pytest.mark.parametrize("side", [512, 700, 3000])
+def test_nothing_lies_on_the_detail_but_its_scale_bar(side: int) -> None:
+    """The line under the overview, which may be the smaller one, ends before it."""
+    whole, box = Box(0, 0, side, side), Box(0, 0, 385, 385)
+    overview, detail = np.zeros((min(side, 750),) * 2, int), np.zeros((385, 385), int)
+    picture = compose(
+        View(blank(overview), overview, whole),
+        View(blank(detail, 200), detail, box),
+        Caption("x", 0),
+    )
+    shown = (picture == 200).all(axis=2)
+    rows = np.flatnonzero(shown.sum(axis=1) > 300)
+    columns = np.flatnonzero(shown.sum(axis=0) > 300)
+    assert len(rows) >= 2 * 385 and rows[-1] - rows[0] + 1 == len(rows)
+    panel = shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    assert panel[:-60].all() and panel[:, :100].all()

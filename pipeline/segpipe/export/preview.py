@@ -198,8 +198,11 @@ def compose(overview: View, detail: View, caption: Caption) -> Picture:
         around = first.grow(_FRAME).intersect(Box(0, 0, height, width))
         with _drawing_on(canvas, around) as draw:
             _draw_mark(draw, first.within(around), overview.box, detail.box)
-    for panel, view, note in zip((first, second), (overview, detail), notes, strict=True):
-        foot = Box(panel.y1, panel.x0, min(panel.y1 + _FOOT + 4, height), width)
+    ends_at = second.x0 if second.x0 > first.x0 else width  # beside it the other panel may go on
+    for panel, view, note, end in zip(
+        (first, second), (overview, detail), notes, (ends_at, width), strict=True
+    ):
+        foot = Box(panel.y1, panel.x0, min(panel.y1 + _FOOT + 4, height), end)
         canvas[foot.slices] = _note(note, foot.shape)
         per_pixel = view.box.shape[1] / panel.shape[1]
         if panel.shape[0] >= 60 and panel.shape[1] >= 120:
