@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 import torch
 from hypothesis import settings
@@ -12,6 +15,11 @@ from segpipe.models.network import build_network
 
 settings.register_profile("segpipe", deadline=None)
 settings.load_profile("segpipe")
+
+
+CACHE = tempfile.TemporaryDirectory(prefix="segpipe-tests-")
+"""Of this run alone, also of the processes that tests start; removed at exit."""
+os.environ["SEGPIPE_CACHE"] = CACHE.name
 
 
 def pytest_addoption(parser):

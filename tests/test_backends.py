@@ -24,8 +24,9 @@ from segpipe.models.modelfile import find_model
 from segpipe.models.network import NETWORKS, Network, build_twin
 from segpipe.records import read_json
 from segpipe.segmenter import load_segmenter
-from segpipe.segmenter.forward import Core
+from segpipe.segmenter.core import Core
 from segpipe.segmenter.openvino import OpenVino, import_quietly
+from segpipe.segmenter.tracing import trace
 from segpipe.settings import load_settings
 from test_segmenter import random_windows, write_random_model
 
@@ -37,9 +38,9 @@ def threads_as_before():
     torch.set_num_threads(before)
 
 
-def compiled(network: Network, halo: int = 0, **options: object) -> OpenVino:
-    chosen = {"threads": 1, "batch": 1, "precision": "float32", "classes": False, **options}
-    return OpenVino(network.eval(), halo=halo, **chosen)
+def compiled(network: Network, halo: int = 0) -> OpenVino:
+    graph = trace(network.eval(), halo=halo, batch=1)
+    return OpenVino(graph, threads=1, precision="float32", classes=False)
 
 
 # --- the rule -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segpipe.errors import ModelError
 from segpipe.models.context import context, halo, measure_geometry, next_admissible
-from segpipe.models.network import Network, build_network, build_twin
+from segpipe.models.network import NETWORKS, Network, build_network, build_twin
 from segpipe.models.unet import UNet
 
 
@@ -39,6 +39,18 @@ def test_unpadded_unet_of_the_paper_loses_two_pixels_of_its_output():
 def test_halo_of_an_unpadded_unet_goes_in_steps_of_half_a_stride():
     network = UNet(width=1)
     assert [halo(network, context) for context in (80, 94, 95, 103)] == [94, 94, 102, 110]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [*((name, {}) for name in NETWORKS), ("unet", {"padding": "same"}), ("unet", {"depth": 2})],
+)
+def test_a_geometry_knows_which_sizes_the_network_takes(name, parameters):
+    network = build_twin(name, parameters, 1, 2)
+    geometry = measure_geometry(network)
+    for size in range(1, 520):
+        assert geometry.admissible(size) == network.admissible(size)
+        assert geometry.next_admissible(size) == next_admissible(network, size)
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

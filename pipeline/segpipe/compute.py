@@ -268,6 +268,7 @@ def _start_pool(workers: int) -> tuple[Any, Any]:
             # A death marks every task assigned to the worker: let that be the one it runs.
             "distributed.scheduler.worker-saturation": 1.0,
             "distributed.scheduler.worker-ttl": None,  # numba and torch hold the GIL at first use
+            "distributed.worker.profile.enabled": False,  # of the dashboard, which nobody opens
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
             "distributed.worker.memory.pause": False,

@@ -210,6 +210,11 @@ def _run_all(
         for stage in needed:
             pixels[stage] = pixels.get(stage, 0) + image.layout.plane[0] * image.layout.plane[1]
     processes = choose_processes(todo, settings, in_job=in_job)
+    inferred = [image for image, needed in todo if "infer" in needed]
+    if inferred and processes.kind != "serial" and not processes.gpus:
+        from segpipe.stages.infer import translate_networks
+
+        translate_networks(inferred)
     work = Work(tuple(stages), restart, settings.engine.attempts, wait=in_job)
     with (
         closing_input(),

@@ -1,6 +1,6 @@
 """What the peers are handed: our network and a plain decode, for environments without our stages.
 
-Needs torch, safetensors, pydantic, pyyaml, tifffile and scikit-image.
+Needs torch, safetensors, pydantic, pyyaml, platformdirs, tifffile and scikit-image.
 """
 
 from __future__ import annotations

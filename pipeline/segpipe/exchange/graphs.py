@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from segpipe.errors import ModelError
 from segpipe.models.card import ModelCard
-from segpipe.models.context import ModelGeometry
+from segpipe.models.geometry import ModelGeometry
 from segpipe.models.network import Network
 from segpipe.models.onnx_weights import CARD_KEY, import_onnx
 from segpipe.models.tensors import check_shapes

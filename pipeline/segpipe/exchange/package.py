@@ -34,7 +34,7 @@ from segpipe.exchange.example import cover_png, example_image
 from segpipe.exchange.graphs import OPSET, eager_logits, onnx_bytes, torchscript_bytes
 from segpipe.exchange.package_text import citations, readme
 from segpipe.models.card import ModelCard
-from segpipe.models.context import ModelGeometry
+from segpipe.models.geometry import ModelGeometry
 from segpipe.models.modelfile import load_model, model_geometry
 from segpipe.segmenter.forward import activate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from segpipe.models.card import ModelCard
-from segpipe.models.context import ModelGeometry
+from segpipe.models.geometry import ModelGeometry
 
 UNET = (
     "Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015",

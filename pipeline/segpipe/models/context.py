@@ -22,26 +22,14 @@ looks 6 * 2^d - 4 to each side, which is the 92 px of the paper at d = 4; the ot
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from segpipe.errors import ModelError
 from segpipe.geometry import ceil_to
+from segpipe.models.geometry import ModelGeometry
 from segpipe.models.network import Network, WholeWindow
-
-
-@dataclass(frozen=True)
-class ModelGeometry:
-    """What the tiling needs of a network; pixels."""
-
-    context: int
-    halo: int
-    stride: int
-    margin: int
-    exact: bool
-
 
 LARGEST_INPUT = 256
 """Strides at which the search for the end of a network's reach gives up."""
@@ -55,6 +43,7 @@ def measure_geometry(network: Network) -> ModelGeometry:
         halo=halo(network, reach),
         stride=network.stride,
         margin=network.margin,
+        smallest=next_admissible(network, 1),
         exact=network.exact,
     )
 

@@ -10,6 +10,7 @@ in it is executed. A pickle is read only by `import_model`, as weights only.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,6 +23,7 @@ import numpy as np
 
 from segpipe.errors import ModelError
 from segpipe.models.card import ModelCard, nearest, parse_card, parse_card_json
+from segpipe.models.geometry import ModelGeometry
 from segpipe.models.tensors import (
     Storage,
     check_shapes,
@@ -30,11 +32,11 @@ from segpipe.models.tensors import (
     read_tensors,
     write_atomically,
 )
+from segpipe.user_cache import code_digest, keep, read_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from segpipe.models.context import ModelGeometry
     from segpipe.models.network import Network
 
 __all__ = [
@@ -153,23 +155,31 @@ def write_model(
 def model_geometry(card: ModelCard) -> ModelGeometry:
     """Context, halo, stride, margin and exactness of the card's network.
 
-    Measured on its narrow twin, so it costs no more for a large model, and once per process (half a
-    second and more); see `segpipe.models.context`.
+    Measured on its narrow twin, so it costs no more for a large model; see `segpipe.models.context`.
+    That takes torch, and so a second and more: the answer is kept for the processes that come.
 
     Raises
     ------
     ModelError
         When the architecture is none, or its parameters are out of bounds.
     """
-    return _measured_geometry(json.dumps(card.network_arguments))
+    return _geometry(json.dumps(card.network_arguments))
 
 
 @functools.lru_cache(maxsize=64)
-def _measured_geometry(network_arguments: str) -> ModelGeometry:
+def _geometry(network_arguments: str) -> ModelGeometry:
+    digest = hashlib.sha256(network_arguments.encode()).hexdigest()[:16]
+    name = f"geometry-{digest}-{code_digest()}.json"
+    kept = read_kept(name)
+    if kept is not None:
+        with contextlib.suppress(ValueError, TypeError):  # damaged
+            return ModelGeometry(**json.loads(kept))
     from segpipe.models.context import measure_geometry
     from segpipe.models.network import build_twin
 
-    return measure_geometry(build_twin(*json.loads(network_arguments)))
+    measured = measure_geometry(build_twin(*json.loads(network_arguments)))
+    keep(name, json.dumps(vars(measured)).encode())
+    return measured
 
 
 def model_hash(path: Path) -> str:

@@ -10,14 +10,13 @@ Lengths are bounded before they are believed. Reading a header needs no torch.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segpipe.errors import ModelError
 from segpipe.models.card import nearest
+from segpipe.whole_file import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,17 +164,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         When the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.chmod(0o644)  # a temporary file is private, a model is not
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink()
-                raise
+        write_whole(path, data)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror})") from None

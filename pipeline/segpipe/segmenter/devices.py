@@ -1,10 +1,22 @@
-"""The device by its name, and how many there are."""
+"""The device by its name, and how many there are; torch is asked only where it could see a GPU."""
 
 from __future__ import annotations
 
-import torch
+import ctypes
+import functools
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segpipe.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+NVIDIA_DRIVER = "libcuda.so.1"
+"""Library of the driver, without which torch sees no CUDA device."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -15,6 +27,8 @@ def choose_device(name: str) -> torch.device:
     SettingsError
         When the name is none, or this machine or this build of torch lacks the device.
     """
+    import torch
+
     present = {"cpu": 1, "cuda": torch.cuda.device_count()}
     present["mps"] = int(torch.backends.mps.is_available())
     if name == "auto":
@@ -32,9 +46,50 @@ def choose_device(name: str) -> torch.device:
 
 def gpu_count(name: str) -> int:
     """CUDA devices that `device` may use: 0 where it is another type."""
-    return torch.cuda.device_count() if device_type(name) == "cuda" else 0
+    if device_type(name) != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def device_type(name: str) -> str:
     """ "cpu", "cuda" or "mps": what `choose_device(name)` comes to."""
+    if name == "cpu" or (name == "auto" and "torch" not in sys.modules and not gpu_is_possible()):
+        return "cpu"
     return choose_device(name).type
+
+
+@functools.cache
+def gpu_is_possible() -> bool:
+    """Whether torch, were it imported (more than a second), could see a GPU here.
+
+    Not where its build is for the CPU, nor on Linux where one for CUDA finds no driver.
+    """
+    if sys.platform == "darwin":
+        return True
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return True  # importing it will say what is wrong
+    built = build_of(Path(spec.origin).with_name("version.py"))
+    if built != {"cuda"} or sys.platform != "linux":
+        return bool(built)
+    try:
+        ctypes.CDLL(NVIDIA_DRIVER)
+    except OSError:
+        return False
+    return True
+
+
+def build_of(version: Path) -> set[str]:
+    """For which GPUs torch was built, by the assignments in its version.py; all if that is unknown."""
+    kinds = {"cuda", "hip"}
+    try:
+        text = version.read_text()
+    except OSError:
+        return kinds
+    return {
+        kind
+        for kind in kinds
+        if not re.search(rf"^{kind}\b[^=\n]*= *None *$", text, flags=re.MULTILINE)
+    }

@@ -6,14 +6,19 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segpipe.models.modelfile import load_model
 from segpipe.models.network import Network
-from segpipe.segmenter.forward import Core, activate
+from segpipe.segmenter.core import Core
+from segpipe.segmenter.devices import choose_device
+from segpipe.segmenter.forward import OutOfMemory, activate
 
 MEMORY_FORMATS = {
     "channels_last": torch.channels_last,
@@ -36,7 +41,7 @@ class Eager:
         memory_format: str,
         precision: str,
     ) -> None:
-        self._device = device
+        self.device = device
         self._classes = classes
         self._threads = threads
         self._memory_format = MEMORY_FORMATS[memory_format]
@@ -50,12 +55,12 @@ class Eager:
     @property
     def made_by(self) -> str:
         """torch, and the device."""
-        if self._device.type == "cuda":
-            kind = f"cuda {torch.cuda.get_device_name(self._device)}"
-        elif self._device.type == "cpu":
+        if self.device.type == "cuda":
+            kind = f"cuda {torch.cuda.get_device_name(self.device)}"
+        elif self.device.type == "cpu":
             kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
         else:
-            kind = self._device.type
+            kind = self.device.type
         return f"torch {torch.__version__}, {kind}"
 
     def __call__(self, windows: NDArray[np.float32], /) -> NDArray[np.float32]:
@@ -63,35 +68,57 @@ class Eager:
         # OpenMP keeps the number per calling thread, so a pool's threads each need it; and a dask
         # nanny sets OMP_NUM_THREADS=1, so it must be explicit
         torch.set_num_threads(self._threads)
-        result: NDArray[np.float32]
-        with torch.inference_mode(), self._numerics():
-            logits = self._network(self._to_device(windows)).float().contiguous()
-            if self._device.type == "cpu":
-                result = activate(logits.numpy(), self._classes)
-            else:
-                active = logits.softmax(dim=1) if self._classes else logits.sigmoid()
-                result = active.cpu().numpy()
+        try:
+            with torch.inference_mode(), self._numerics():
+                return self._probabilities(windows)
+        except torch.OutOfMemoryError as error:
+            told = OutOfMemory(str(error))
+        # its traceback held the activations: only now can they go
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise told
+
+    def _probabilities(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits = self._network(self._to_device(windows)).float().contiguous()
+        if self.device.type == "cpu":
+            return activate(logits.numpy(), self._classes)
+        active = logits.softmax(dim=1) if self._classes else logits.sigmoid()
+        result: NDArray[np.float32] = active.cpu().numpy()
         return result
 
     def _to_device(self, windows: NDArray[np.float32]) -> Tensor:
         tensor = torch.from_numpy(windows)
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True, memory_format=self._memory_format)
+        return tensor.to(self.device, non_blocking=True, memory_format=self._memory_format)
 
     @contextmanager
     def _numerics(self) -> Iterator[None]:
         """Precision as asked for; on CUDA no TF32, and the same algorithms in every run."""
         with ExitStack() as stack:
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 stack.enter_context(
                     torch.backends.cudnn.flags(
                         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
                     )
                 )
             if self._precision != "float32":
-                stack.enter_context(torch.autocast(self._device.type, PRECISIONS[self._precision]))
+                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self._precision]))
             yield
+
+
+def load_eager(path: Path, device: str, **options: Any) -> Eager:
+    """A model file's network on a device by its name; options as of `Eager`.
+
+    Raises
+    ------
+    ModelError
+        When the file is not a usable model.
+    SettingsError
+        When the device is not there.
+    """
+    network, _ = load_model(path)
+    return Eager(network, choose_device(device), **options)
 
 
 def _keep_freed_memory() -> None:

@@ -6,9 +6,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from segpipe.models.network import Network
 
 
 class Forward(Protocol):
@@ -25,22 +22,13 @@ class Forward(Protocol):
 
         Raises
         ------
-        torch.OutOfMemoryError
+        OutOfMemory
             When a GPU has not enough for so many windows.
         """
 
 
-class Core(nn.Module):
-    """A network that gives the logits of a window's core, and not of its halo."""
-
-    def __init__(self, network: Network, halo: int) -> None:
-        super().__init__()
-        self.network = network
-        self.halo = halo
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(N, C, H, W) -> logits (N, K, H - 2 halo, W - 2 halo)."""
-        return self.network.forward_core(image, self.halo)
+class OutOfMemory(Exception):
+    """What so many windows take is more than the GPU has left."""
 
 
 def activate(logits: NDArray[np.float32], classes: bool) -> NDArray[np.float32]:

@@ -1,33 +1,34 @@
 """The network compiled by OpenVINO, on the CPU: batch norm folded, activations fused and reused.
 
-The graph comes from torch's own trace of the network and is compiled once per process, for windows
-of any size. Nothing is cached on disk: a compiled network is good for one version and one CPU.
+The graph is torch's own trace of the network (`segpipe.segmenter.tracing`), kept in the user's cache;
+it is compiled once per process, for windows of any size, which takes a tenth of a second. What is
+compiled is not kept: it is good for one version and one CPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
-import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import llvmlite.binding
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segpipe.errors import ModelError, SettingsError
-from segpipe.models.context import next_admissible
-from segpipe.models.network import Network
-from segpipe.segmenter.forward import Core, activate
+from segpipe.models.modelfile import load_model, model_hash
+from segpipe.segmenter.forward import activate
+from segpipe.segmenter.graph import Graph
+from segpipe.user_cache import code_digest, is_kept, keep, read_kept
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-TOLERANCE = 1e-3
-"""Difference to eager, relative to the largest logit, from which a compiled network is another one;
-rounding makes 1e-6."""
 
 
 class OpenVino:
@@ -36,21 +37,12 @@ class OpenVino:
     Raises
     ------
     ModelError
-        When OpenVINO cannot compile the network, or what it made of it gives other numbers.
+        When OpenVINO cannot compile the graph, or what it made of it gives other numbers.
     SettingsError
         When this CPU does not have the precision.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        halo: int,
-        classes: bool,
-        threads: int,
-        batch: int,
-        precision: str,
-    ) -> None:
+    def __init__(self, graph: Graph, *, classes: bool, threads: int, precision: str) -> None:
         openvino = import_quietly()
         self._version = str(openvino.__version__).split("-")[0]
         self._classes = classes
@@ -62,29 +54,18 @@ class OpenVino:
             raise SettingsError(
                 "infer.precision is bfloat16, which this CPU does not have; use float32"
             )
-        module = Core(network.requires_grad_(False), halo).eval()
-        try:
-            try:
-                graph = _graph(module, batch)
-            except RuntimeError:
-                # Seen once, of a worker that started on a busy machine: a graph with two inputs of a
-                # network that has one. Why is not known; it could not be brought about again.
-                graph = _graph(module, batch)
-            compiled = core.compile_model(graph, "CPU", _options(threads, "float32"))
-            _compare(compiled, module, batch)
+        with refused():
+            read = core.read_model(graph.structure.tobytes(), graph.weights.tobytes())
+            compiled = core.compile_model(read, "CPU", _options(threads, "float32"))
+            graph.compare(compiled)
             if precision != "float32":
-                compiled = core.compile_model(graph, "CPU", _options(threads, precision))
-        except Exception as error:  # whatever a network makes torch or OpenVINO raise
-            raise ModelError(
-                f"OpenVINO cannot run this network ({' '.join(str(error).split())[:300]}); "
-                "set infer.backend=eager"
-            ) from error
+                compiled = core.compile_model(read, "CPU", _options(threads, precision))
         self._request: Any = compiled.create_infer_request()
 
     @property
     def made_by(self) -> str:
         """OpenVINO, and the CPU's instructions."""
-        return f"openvino {self._version}, cpu {torch.backends.cpu.get_cpu_capability()}"
+        return f"openvino {self._version}, cpu {instructions()}"
 
     def __call__(self, windows: NDArray[np.float32], /) -> NDArray[np.float32]:
         """Probabilities, as `Forward`."""
@@ -92,6 +73,59 @@ class OpenVino:
             # the output is memory of the request's, which the next call overwrites
             logits = self._request.infer([windows], share_inputs=True, share_outputs=True)[0]
             return activate(logits, self._classes)
+
+
+def load_openvino(
+    path: Path, *, halo: int, batch: int, classes: bool, threads: int, precision: str
+) -> OpenVino:
+    """A model file's network compiled for the CPU; without torch where its graph was kept.
+
+    Raises
+    ------
+    ModelError, SettingsError
+        As `OpenVino`, and when the file is not a usable model.
+    """
+    compiled = functools.partial(OpenVino, classes=classes, threads=threads, precision=precision)
+    kept = read_kept(_graph_name(path, halo, batch))
+    if kept is not None:
+        with contextlib.suppress(ValueError, ModelError):  # damaged: made anew
+            return compiled(Graph.from_bytes(kept))
+    from segpipe.segmenter.tracing import trace
+
+    network, _ = load_model(path)
+    graph = trace(network, halo=halo, batch=batch)
+    result = compiled(graph)
+    keep(_graph_name(path, halo, batch), graph.to_bytes())
+    return result
+
+
+def keep_graph(path: Path, *, halo: int, batch: int) -> None:
+    """Have `load_openvino` find a graph, in the processes that are going to ask for it.
+
+    Raises
+    ------
+    ModelError
+        When there is none.
+    """
+    if not is_kept(_graph_name(path, halo, batch)):
+        load_openvino(path, halo=halo, batch=batch, classes=False, threads=1, precision="float32")
+
+
+def _graph_name(path: Path, halo: int, batch: int) -> str:
+    made_with = code_digest("torch", "openvino")
+    return f"graph-{model_hash(path)}-{halo}-{batch}-{made_with}.npz"
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """Whatever a network makes torch or OpenVINO raise, as what a user can do about it."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(
+            f"OpenVINO cannot run this network ({' '.join(str(error).split())[:300]}); "
+            "set infer.backend=eager"
+        ) from error
 
 
 def import_quietly() -> ModuleType:
@@ -118,6 +152,15 @@ def process_core() -> Any:
     return import_quietly().Core()
 
 
+@functools.cache
+def instructions() -> str:
+    """The vector instructions of this CPU, by torch's names."""
+    has = llvmlite.binding.get_host_cpu_features()
+    if all(has.get(f"avx512{part}") for part in ("f", "bw", "dq", "vl")):
+        return "AVX512"
+    return "AVX2" if has.get("avx2") and has.get("fma") else "DEFAULT"
+
+
 def _options(threads: int, precision: str) -> dict[str, Any]:
     """What could differ between machines or runs, said explicitly.
 
@@ -132,41 +175,3 @@ def _options(threads: int, precision: str) -> dict[str, Any]:
         "EXECUTION_MODE_HINT": "ACCURACY" if precision == "float32" else "PERFORMANCE",
         "CPU_DENORMALS_OPTIMIZATION": False,
     }
-
-
-def _graph(module: Core, batch: int) -> Any:
-    """OpenVINO's graph of the network, for `batch` windows of any size."""
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    channels = module.network.channels
-    size = next_admissible(module.network, 2 * module.halo + 1)
-    with warnings.catch_warnings(), torch.inference_mode():
-        # of its deprecation, and of shapes that become constants: `_compare` takes another shape
-        warnings.simplefilter("ignore")
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            module, torch.zeros(batch, channels, size, size), check_trace=False
-        )
-        # Not openvino.convert_model, which silences the program's logging while it works, and after
-        # a failure for good.
-        decoder = TorchScriptPythonDecoder(traced)  # must outlive the conversion
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        graph = frontend.convert(frontend.load(decoder))
-    graph.reshape([batch, channels, -1, -1])
-    return graph
-
-
-def _compare(compiled: Any, module: Core, batch: int) -> None:
-    """Refuse a graph that is not the network: a trace is blind to what depends on data or shape."""
-    height = next_admissible(module.network, 2 * module.halo + 1)
-    width = next_admissible(module.network, height + 1)
-    shape = (batch, module.network.channels, height, width)
-    windows = np.random.default_rng(0).standard_normal(shape, np.float32)
-    with torch.inference_mode():
-        expected = module(torch.from_numpy(windows)).numpy()
-    found = compiled(windows)[0]
-    if found.shape != expected.shape:
-        raise ValueError(f"it gives an output of shape {found.shape}, not {expected.shape}")
-    apart = float(np.abs(found - expected).max() / max(1, np.abs(expected).max()))
-    if not apart <= TOLERANCE:
-        raise ValueError(f"its numbers are {apart:.2g} of the largest away from those of torch")

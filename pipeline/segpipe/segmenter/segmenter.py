@@ -7,21 +7,21 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segpipe.backend import OPENVINO, choose_backend
 from segpipe.errors import ModelError, SettingsError
 from segpipe.models.card import ModelCard, nearest
-from segpipe.models.context import ModelGeometry, next_admissible
-from segpipe.models.modelfile import load_model, model_geometry
-from segpipe.models.network import Network
-from segpipe.segmenter.devices import choose_device
-from segpipe.segmenter.eager import MEMORY_FORMATS, PRECISIONS, Eager
-from segpipe.segmenter.forward import Forward
+from segpipe.models.geometry import ModelGeometry
+from segpipe.models.modelfile import model_geometry, read_card
+from segpipe.segmenter.devices import device_type
+from segpipe.segmenter.forward import Forward, OutOfMemory
 from segpipe.segmenter.views import EightViews
 
 logger = logging.getLogger(__name__)
+
+MEMORY_FORMATS = ("channels_last", "contiguous")
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 class Segmenter:
@@ -49,11 +49,10 @@ class Segmenter:
 
     def __init__(
         self,
-        network: Network,
         card: ModelCard,
         geometry: ModelGeometry,
         forward: Forward,
-        device: torch.device,
+        device: str,
         *,
         batch: int,
         margin: int,
@@ -63,12 +62,12 @@ class Segmenter:
         self.stride: int = geometry.stride
         self.margin: int = margin
         self.exact: bool = geometry.exact
-        self.channels: int = network.channels
+        self.channels: int = len(card.channels)
         self.outputs: tuple[str, ...] = card.outputs
         self.card = card
         self.device = device
         self.batch = self.batch_used = batch
-        self._network = network
+        self._geometry = geometry
         self._forward = forward
 
     @property
@@ -100,7 +99,7 @@ class Segmenter:
             group = windows[done : done + self.batch_used]
             try:
                 outputs.append(self._probabilities(group))
-            except torch.OutOfMemoryError as error:
+            except OutOfMemory as error:
                 self._halve_batch(group.shape[-2:], error)
                 continue
             done += len(group)
@@ -118,10 +117,10 @@ class Segmenter:
                 f"{self.channels} ({', '.join(self.card.channels)}); choose with --channel"
             )
         for size in windows.shape[2:]:
-            if not self._network.admissible(size):
+            if not self._geometry.admissible(size):
                 raise ModelError(
                     f"model {self.card.name} takes no window of {size} pixels; "
-                    f"the next size up is {next_admissible(self._network, size)}"
+                    f"the next size up is {self._geometry.next_admissible(size)}"
                 )
 
     def _probabilities(self, group: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -130,7 +129,7 @@ class Segmenter:
         filled[: len(group)] = group
         return self._forward(filled)[: len(group)]
 
-    def _halve_batch(self, shape: tuple[int, ...], error: torch.OutOfMemoryError) -> None:
+    def _halve_batch(self, shape: tuple[int, ...], error: OutOfMemory) -> None:
         if self.batch_used == 1:
             raise SettingsError(
                 f"one window of {shape[0]} x {shape[1]} pixels does not fit the memory of "
@@ -144,8 +143,6 @@ class Segmenter:
             self.batch_used,
             self.batch,
         )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def load_segmenter(
@@ -192,43 +189,47 @@ def load_segmenter(
     SettingsError
         When the device is not there, or a setting is not one of those above.
     """
-    place = choose_device(device)
+    kind = device_type(device)
     for name, value in (("threads", threads), ("batch", batch)):
         if value < 1:
             raise SettingsError(f"{name} is {value}; expected at least 1")
     _check_setting("memory_format", memory_format, MEMORY_FORMATS)
     _check_setting("precision", precision, PRECISIONS)
-    if precision == "float16" and place.type == "cpu":
+    if precision == "float16" and kind == "cpu":
         raise SettingsError("precision float16 needs a GPU; use float32 or bfloat16 on CPU")
-    chosen = choose_backend(backend, on_gpu=place.type != "cpu")
-    network, card = load_model(model)
+    chosen = choose_backend(backend, on_gpu=kind != "cpu")
+    card = read_card(model)
     geometry = model_geometry(card)
     margin = geometry.halo if core_only else geometry.margin
     forward: Forward
     if chosen == OPENVINO:
-        from segpipe.segmenter.openvino import OpenVino
+        from segpipe.segmenter.openvino import load_openvino
 
-        forward = OpenVino(
-            network,
+        place = kind
+        forward = load_openvino(
+            model,
             halo=margin,
+            batch=batch,
             classes=card.classes,
             threads=threads,
-            batch=batch,
             precision=precision,
         )
     else:
-        forward = Eager(
-            network,
-            place,
+        from segpipe.segmenter.eager import load_eager
+
+        forward = load_eager(
+            model,
+            device,
             halo=margin,
             classes=card.classes,
             threads=threads,
             memory_format=memory_format,
             precision=precision,
         )
+        place = str(forward.device)
     if tta:
         forward = EightViews(forward)
-    return Segmenter(network, card, geometry, forward, place, batch=batch, margin=margin)
+    return Segmenter(card, geometry, forward, place, batch=batch, margin=margin)
 
 
 def _check_setting(name: str, value: str, known: Collection[str]) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segpipe.backend import EAGER
+from segpipe.backend import EAGER, OPENVINO
 from segpipe.compute import Engine, gpu_index
 from segpipe.geometry import Box, Lattice, Tile
 from segpipe.inference import predict_region, read_box_of
@@ -122,6 +122,26 @@ def _create(image: Image) -> None:
     remove(image.probabilities)
     planes = (len(image.model.card.outputs),)
     create_array(image.probabilities, planes, image.grid, np.dtype(np.uint8))
+
+
+def translate_networks(images: Iterable[Image]) -> None:
+    """Have the networks of images translated for the CPU once, before many processes load them.
+
+    Raises
+    ------
+    ModelError
+        When that cannot be done.
+    """
+    asked = {
+        (image.model.path, image.model.halo, image.plan.batch)
+        for image in images
+        if image.plan.backend == OPENVINO
+    }
+    if asked:
+        from segpipe.segmenter.openvino import keep_graph
+
+        for path, halo, batch in sorted(asked):
+            keep_graph(path, halo=halo, batch=batch)
 
 
 def segmenter_of(image: Image) -> Segmenter:

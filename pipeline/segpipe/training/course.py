@@ -26,8 +26,9 @@ from tqdm import tqdm
 from segpipe import __version__
 from segpipe.errors import InputError, SettingsError, Stopped
 from segpipe.models.card import ModelCard
-from segpipe.models.context import ModelGeometry, next_admissible
+from segpipe.models.context import next_admissible
 from segpipe.models.foreign import DAMAGED
+from segpipe.models.geometry import ModelGeometry
 from segpipe.models.modelfile import SUFFIX, find_model, model_hash, write_model
 from segpipe.models.network import Network
 from segpipe.records import write_text

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segpipe.geometry import Box, TileGrid, ceil_to
 from segpipe.inference import predict_region
 from segpipe.models.card import ModelCard
-from segpipe.models.context import ModelGeometry
+from segpipe.models.geometry import ModelGeometry
 from segpipe.models.network import Network
 from segpipe.segmenter.forward import activate
 from segpipe.training.batches import Prepared
