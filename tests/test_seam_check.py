@@ -15,23 +15,18 @@ from skimage.measure import label
 
 import segpipe.stages.measure as measure_stage
 from fields import CORE, nuclei, run
-from segpipe import seam_check
 from segpipe.geometry import Box, Lattice
 from segpipe.properties import merge_rows, sum_region
-from segpipe.seam_check import (
+from segpipe.seam_check import NO_SEAMS, NONE_SEEN, SUSPICIOUS, TOO_LITTLE, check_seams
+from segpipe.seam_sums import (
     KINDS,
     LEAST_SHIFTS,
     MARGIN,
-    NO_SEAMS,
-    NONE_SEEN,
     PIECE,
     SHIFTS,
-    SUSPICIOUS,
-    TOO_LITTLE,
     ObjectDistances,
     SeamLattice,
     add_sums,
-    check_seams,
     line_sums,
     seam_lattices,
 )
@@ -144,7 +139,7 @@ def test_what_the_whole_gives_shows_none(field):
     assert found.verdict == NONE_SEEN, found.to_json()
     (tiles,) = found.lattices
     assert tiles.least_cut is not None and tiles.least_cut < 0.1
-    assert len(tiles.elsewhere_share) == seam_check.SHIFTS // 2  # half a cell
+    assert len(tiles.elsewhere_share) == SHIFTS // 2  # half a cell
 
 
 def test_ids_do_not_matter(field):

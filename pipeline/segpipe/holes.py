@@ -13,11 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from segpipe.geometry import Lattice, Region
+from segpipe.linked import linked_groups
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FILLED = 1
@@ -56,6 +54,8 @@ def label_holes(
     max_hole
         Pixels of the largest hole that is filled.
     """
+    from scipy import ndimage  # only where holes are to be filled
+
     labels, count = ndimage.label(~mask, np.ones((3, 3), bool))  # cc3d 4.1 errs in 2D with 8
     area = np.bincount(labels.ravel(), minlength=count + 1)
     area[0] = 0
@@ -109,8 +109,7 @@ def fill_holes(
         above = np.concatenate(bottom_line)
     areas, opens = np.concatenate(area), np.concatenate(is_open)
     one, other = np.concatenate(pairs).T
-    joined = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(areas), len(areas)))
-    groups, group = connected_components(joined, directed=False)
+    groups, group = linked_groups(one, other, len(areas))
     total, outside = np.zeros(groups, np.int64), np.zeros(groups, bool)
     np.add.at(total, group, areas)
     outside[group[opens]] = True

@@ -4,7 +4,7 @@ The reduction between the two passes over regions; see components.py for the who
 the nodes that meet across seams: areas add, anchors take the minimum, "has a large child" is an or.
 These commute, so neither the cuts nor their order can matter. Ids are the ranks of anchors.
 
-After R. Tarjan's union-find, by way of connected components of a sparse graph (scipy).
+After R. Tarjan's union-find, by way of connected components of a sparse graph (`segpipe.linked`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from segpipe.components import Decode, SeamRecord
 from segpipe.errors import SegpipeError
 from segpipe.geometry import Lattice, Region
+from segpipe.linked import linked_groups
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_ID = 2**32 - 2
@@ -190,8 +189,7 @@ def _decide(nodes: _Nodes, pairs: Array, decode: Decode) -> tuple[Array, Array, 
         ones.append(up[0])
         others.append(up[1])
     one, other = np.concatenate(ones), np.concatenate(others)
-    joined = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
-    groups, group = connected_components(joined, directed=False)
+    groups, group = linked_groups(one, other, count)
     anchor = np.full(groups, np.iinfo(np.int64).max)
     np.minimum.at(anchor, group, nodes.anchor)
     area = np.zeros(groups, np.int64)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe import seam_check
+from segpipe import seam_sums
 from segpipe.bands import Bands
 from segpipe.columns import (
     INTENSITY,
@@ -67,7 +67,7 @@ class Told:
         its border may be a line on which regions meet.
     """
 
-    distances: seam_check.ObjectDistances
+    distances: seam_sums.ObjectDistances
     masked: bool
     sizes: SizeHistogram = field(default_factory=SizeHistogram)
 
@@ -109,14 +109,14 @@ def _measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     found = run.over("sums", sum_one, lattice, units, counts=True)
     for level in range(1, len(image.label_grid.levels)):
         pyramid_level(run, image.zarr / LABEL_GROUP, level, halve_nearest)
-    sums = Told(seam_check.ObjectDistances(seam_lattices_of(image)), image.mask is not None)
+    sums = Told(seam_sums.ObjectDistances(seam_lattices_of(image)), image.mask is not None)
     busiest = _write_table(run, found, before, units, sums)
     if image.settings.measure.preview:
         _write_preview(image, told["tile"], before, busiest)
     return run.finish(
         {
             "objects": before.facts["objects"],
-            "seam_check": _check_seams(run, lattice, found, sums.distances).to_json(),
+            "seam_check": _check_seams(run, lattice, found, sums.distances),
             "sizes": sums.sizes.to_json(),
             "looked_at_px": _looked_at(image, found.values()),
             "image": image_facts(image),
@@ -124,31 +124,33 @@ def _measure(image: Image, engine: Engine, progress: Progress) -> Manifest:
     )
 
 
-def seam_lattices_of(image: Image) -> list[seam_check.SeamLattice]:
+def seam_lattices_of(image: Image) -> list[seam_sums.SeamLattice]:
     """The lattices on which seams could be: what the network saw at once, and units of work."""
     cells = {
         "tiles": image.tiles.core_shape,
         "regions": image.label_grid.shard,
         "regions of infer": image.grid.shard,
     }
-    return seam_check.seam_lattices(image.layout.plane, cells, image.plan.stride)
+    return seam_sums.seam_lattices(image.layout.plane, cells, image.plan.stride)
 
 
 def _check_seams(
     run: StageRun,
     lattice: Lattice,
     found: dict[str, Record],
-    distances: seam_check.ObjectDistances,
-) -> seam_check.SeamCheck:
+    distances: seam_sums.ObjectDistances,
+) -> dict[str, Any]:
     """The verdict, and a warning where seams show."""
+    from segpipe.seam_check import SUSPICIOUS, check_seams  # scipy, which workers do without
+
     records = run.records("sums")
-    sums = seam_check.add_sums(
+    sums = seam_sums.add_sums(
         records.payload(found[one.name], ["seams"])["seams"] for one in lattice if one.name in found
     )
-    check = seam_check.check_seams(distances.lattices, sums, distances)
-    if check.verdict == seam_check.SUSPICIOUS:
+    check = check_seams(distances.lattices, sums, distances)
+    if check.verdict == SUSPICIOUS:
         log.warning("%s: seams show in the result: %s", run.image.name, check.loudest())
-    return check
+    return check.to_json()
 
 
 # --- sums -----------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def find_largest(work: Pass, name: str) -> Record:
 def sum_one(work: Pass, name: str) -> Record:
     """Sums over the objects' pixels in one region."""
     image, units, box = work.image, work.args, work.lattice.named(name).box
-    around = box.grow(max(MARGIN, seam_check.MARGIN))
+    around = box.grow(max(MARGIN, seam_sums.MARGIN))
     inside = around.intersect(Box(0, 0, *image.layout.plane))
     labels = read_box(image.labels, inside)
     padded = np.zeros(around.shape, np.uint32)
@@ -201,7 +203,7 @@ def sum_one(work: Pass, name: str) -> Record:
     if image.mask is not None:
         known = image.mask.inside(inside, image.scale, image.layout.full_shape)
         looked_at = int(np.count_nonzero(known[box.within(inside).slices]))
-    seams = seam_check.line_sums(labels, inside, box, seam_lattices_of(image), known)
+    seams = seam_sums.line_sums(labels, inside, box, seam_lattices_of(image), known)
     return work.records.add(name, None, vars(sums) | {"seams": seams}, looked_at=looked_at)
 
 
