@@ -10,7 +10,7 @@ import tifffile
 import zarr
 
 from fields import SIZES, labels_of, run, table_of
-from segpipe import prepare as preparing
+from segpipe import image_layout
 from segpipe.geometry import Box
 from segpipe.plan import plan_job
 from segpipe.plan_text import plan_text
@@ -134,21 +134,21 @@ def test_by_itself_only_a_large_compressed_slide_with_a_pyramid_is_read_where_it
         return planned(slide, *more)
 
     assert copied()[0]  # small
-    monkeypatch.setattr(preparing, "LARGE_COPY_BYTES", 1000)
-    monkeypatch.setattr(preparing, "MANY_TIMES", 0)
+    monkeypatch.setattr(image_layout, "LARGE_COPY_BYTES", 1000)
+    monkeypatch.setattr(image_layout, "MANY_TIMES", 0)
     assert not copied()[0]
     assert copied("tile.copy=always")[0]
     assert not copied("tile.scale=0.25")[0]  # a level as it is
     assert copied("tile.scale=0.4")[0]  # resampled
     assert copied()[1] < copied("tile.copy=always")[1]
-    monkeypatch.setattr(preparing, "MANY_TIMES", 1000)
+    monkeypatch.setattr(image_layout, "MANY_TIMES", 1000)
     assert copied()[0]  # the file is not much smaller
 
 
 def test_by_itself_a_large_ome_zarr_of_suitable_chunks_is_read_where_it_is(tmp_path, monkeypatch):
     good = ome_zarr(tmp_path / "good.ome.zarr")
     assert planned(good)[0]  # small
-    monkeypatch.setattr(preparing, "LARGE_ZARR_BYTES", 1000)
+    monkeypatch.setattr(image_layout, "LARGE_ZARR_BYTES", 1000)
     assert not planned(good)[0]
     assert planned(good, "tile.copy=always")[0]
     assert not planned(good, "tile.scale=0.5")[0]  # a level as it is
@@ -172,7 +172,7 @@ def test_by_itself_a_large_ome_zarr_of_suitable_chunks_is_read_where_it_is(tmp_p
 
 def test_a_large_ome_zarr_is_shown_though_it_is_not_copied(tmp_path, monkeypatch):
     slide = ome_zarr(tmp_path / "slide.ome.zarr")
-    monkeypatch.setattr(preparing, "LARGE_ZARR_BYTES", 1000)
+    monkeypatch.setattr(image_layout, "LARGE_ZARR_BYTES", 1000)
     out = tmp_path / "out"
     assert run(slide, out, "measure.preview=true").exit_code == 0
     assert not (out / "slide.ome.zarr" / "0").exists()

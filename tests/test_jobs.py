@@ -18,7 +18,8 @@ from segpipe.cleaning import clean
 from segpipe.errors import ModelError, SettingsError
 from segpipe.inputs import find_inputs
 from segpipe.jobs import read_job
-from segpipe.prepare import prepare, stage_digests
+from segpipe.numeric_plan import stage_digests
+from segpipe.prepare import prepare
 from segpipe.records import locked, read_json
 from segpipe.run import run_job
 from segpipe.settings import KNOWN_KEYS, load_project, parse_settings

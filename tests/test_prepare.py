@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fields import SIZES, nuclei, run, threshold_model
+from fields import SIZES, nuclei, run
 from segpipe import prepare, store
 from segpipe.errors import SettingsError
 from segpipe.inputs import find_inputs
-from segpipe.records import read_json, write_json
+from segpipe.records import read_json
 from segpipe.settings import load_settings
 
 NO_TORCH = """
@@ -38,24 +38,6 @@ def test_only_the_first_stage_and_infer_import_torch(tmp_path):
         code = NO_TORCH.format(image=str(image), out=str(out), sets=sets, stage=stage)
         subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     assert (out / "a.png").exists()
-
-
-def test_how_far_a_model_looks_is_kept_for_this_model_and_version(tmp_path, monkeypatch):
-    image, out = nuclei(tmp_path / "a.tif", (70, 70)), tmp_path / "out"
-    settings = load_settings(None, SIZES)
-    found = find_inputs([image], out)
-    first = prepare.prepare(found, out, settings).images[0].model
-    assert first == prepare.load_model(str(threshold_model()))
-
-    def asked(name):
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(prepare, "load_model", asked)
-    assert prepare.prepare(found, out, settings).images[0].model == first
-    told = read_json(out / "manifests" / "models.json")
-    write_json(out / "manifests" / "models.json", told | {"segpipe": "0.0.0"})
-    with pytest.raises(AssertionError):
-        prepare.prepare(found, out, settings)
 
 
 def test_the_plan_for_a_gpu_is_made_where_there_is_none_but_infer_is_refused(tmp_path, monkeypatch):

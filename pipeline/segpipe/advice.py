@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from segpipe.choosing import auto_model
 from segpipe.geometry import Lattice
-from segpipe.prepare import REGION_ON_CPU
+from segpipe.numeric_plan import REGION_ON_CPU
 from segpipe.results import counted
 from segpipe.settings import AUTO
 from segpipe.slide.source import printable

@@ -29,8 +29,8 @@ from segpipe.settings import Settings
 from segpipe.stages.foresight import foreseen_skips
 from segpipe.stages.image import STAGES, Image, Model, NumericPlan
 
-KEPT = ("images.json", "plan.json", "models.json")
-"""What OUT keeps of earlier runs that decides how a run goes on: names, the plan, models."""
+KEPT = ("images.json", "plan.json")
+"""What OUT keeps of earlier runs that decides how a run goes on: names and the plan."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from segpipe.compute import STOPPED, Engine, SerialEngine, open_engine
 from segpipe.errors import SettingsError, Stopped
 from segpipe.footprint import Processes, check_device, choose_processes
-from segpipe.image_run import Work, divided, run_image, run_whole, stages_to_run
+from segpipe.image_run import Work, run_image, stages_to_run
 from segpipe.inputs import Input, find_inputs
 from segpipe.jobs import read_job, write_job
 from segpipe.prepare import Prepared, prepare, writable_folder
@@ -29,6 +29,7 @@ from segpipe.stages.image import STAGES, Image
 from segpipe.stages.reading import closing_input
 from segpipe.stopping import Stop, stop_on_signals
 from segpipe.verifying import remove_damaged
+from segpipe.whole_images import divided, run_whole
 
 log = logging.getLogger(__name__)
 

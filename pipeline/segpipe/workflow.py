@@ -20,7 +20,8 @@ from segpipe.errors import SettingsError
 from segpipe.inputs import find_inputs
 from segpipe.jobs import Job, job_manifest, plan_jobs, synchronise, told_by
 from segpipe.models.modelfile import find_model, is_model_name
-from segpipe.prepare import begin, model_hashes, stage_digests, writable_folder
+from segpipe.numeric_plan import model_hashes, stage_digests
+from segpipe.prepare import begin, writable_folder
 from segpipe.records import fingerprint, write_json, write_text
 from segpipe.report import read_entries, write_run_json
 from segpipe.reporting import write_report

@@ -16,12 +16,13 @@ import segpipe.run
 from fields import SIZES, nuclei, run, same_results
 from segpipe.compute import LocalEngine, SerialEngine
 from segpipe.errors import SegpipeError, SettingsError, Stopped
-from segpipe.image_run import Work, divided, run_whole
+from segpipe.image_run import Work
 from segpipe.inputs import find_inputs
 from segpipe.prepare import prepare
 from segpipe.records import locked
 from segpipe.settings import load_settings
 from segpipe.stages.image import STAGES
+from segpipe.whole_images import divided, run_whole
 
 LOCAL = ("engine.kind=local", "engine.workers=2")
 WORK = Work(STAGES, restart=False, attempts=2, wait=False)
