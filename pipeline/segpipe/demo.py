@@ -16,6 +16,7 @@ from segpipe.errors import SettingsError
 from segpipe.evaluate import count_matches
 from segpipe.geometry import Box, Lattice
 from segpipe.synthetic import NucleiField
+from segpipe.whole_file import replacing
 
 log = logging.getLogger(__name__)
 
@@ -104,29 +105,26 @@ def _write_tiff(
     compression: str | None,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
     per_cm = 10_000 / FIELD_PIXEL_SIZE_UM
-    try:
-        # The size that compression leaves is not known before: the bound is that of the pixels.
-        with tifffile.TiffWriter(
-            partial, bigtiff=shape[0] * shape[1] * dtype.itemsize > 2**32 - 2**26
-        ) as writer:
-            writer.write(
-                tiles,
-                shape=shape,
-                dtype=dtype,
-                tile=(tile, tile),
-                photometric="minisblack",
-                compression=compression,
-                predictor=compression is not None,
-                resolution=(per_cm, per_cm),
-                resolutionunit="CENTIMETER",
-                software="segpipe",
-                metadata=None,
-            )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # The size that compression leaves is not known before: the bound is that of the pixels.
+    large = shape[0] * shape[1] * dtype.itemsize > 2**32 - 2**26
+    with (
+        replacing(path, durable=False) as partial,
+        tifffile.TiffWriter(partial, bigtiff=large) as writer,
+    ):
+        writer.write(
+            tiles,
+            shape=shape,
+            dtype=dtype,
+            tile=(tile, tile),
+            photometric="minisblack",
+            compression=compression,
+            predictor=compression is not None,
+            resolution=(per_cm, per_cm),
+            resolutionunit="CENTIMETER",
+            software="segpipe",
+            metadata=None,
+        )
 
 
 def real_image(path: Path) -> None:

@@ -39,6 +39,7 @@ import numpy as np
 
 from segpipe.errors import BusyError, SegpipeError
 from segpipe.store import Shard, sync_folder
+from segpipe.whole_file import write_whole
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PUBLISH = "publish"
@@ -90,16 +91,9 @@ def json_text(content: Any, lines: int = 2, indent: int = 1) -> str:
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a file atomically; durably where its loss would cost more than doing work again."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with _created(partial) as file:
-            file.write(text.encode("utf-8", "surrogateescape"))
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, text.encode("utf-8", "surrogateescape"), durable=durable)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise SegpipeError(f"cannot write {path}: {error.strerror or error}") from error
     if durable:
         sync_folder(path.parent)

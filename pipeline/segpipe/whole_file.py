@@ -1,29 +1,54 @@
-"""A file that is there whole or not at all, for what several processes may write at once."""
+"""A file that is there whole or not at all, also when several processes write it at once."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+SUFFIX = ".partial"
+"""Of the name under which a file is written, which begins with a dot."""
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, all of it or nothing: one of that name is replaced at the end.
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A name to write to; what lies there afterwards replaces `path`, and nothing does on an error.
+
+    Parameters
+    ----------
+    durable
+        Whether to wait until it is on disk: where its loss would cost more than doing work again.
 
     Raises
     ------
     OSError
-        When the file cannot be written.
+        When it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        temporary = Path(file.name)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{SUFFIX}")
+    try:
+        yield partial
+        if durable:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file, all of it or nothing; its folder is made if need be.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written.
+    """
+    with replacing(path, durable=durable) as partial:
         try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)  # a temporary file is private
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise
+            partial.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)

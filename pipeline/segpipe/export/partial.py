@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from segpipe.errors import SegpipeError
+from segpipe.whole_file import replacing
 
 
 @contextmanager
@@ -19,16 +19,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     SegpipeError
         When the disk is full or cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            yield partial
     except OSError as error:
         if isinstance(error, SegpipeError):
             raise
         raise SegpipeError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +12,7 @@ from imagecodecs import zlibng_encode
 from PIL import Image
 
 from segpipe.export.drawing import Picture
+from segpipe.whole_file import write_whole
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -25,23 +25,14 @@ def write_png(path: Path, picture: Picture) -> None:
     OSError
         When it cannot be written.
     """
-    _write(path, encode_png(picture))
+    write_whole(path, encode_png(picture), durable=False)
 
 
 def write_jpeg(path: Path, picture: Picture) -> None:
     """As `write_png`, for a picture that is to be small."""
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, format="JPEG", quality=80)
-    _write(path, encoded.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, encoded.getvalue(), durable=False)
 
 
 def encode_png(picture: Picture) -> bytes:

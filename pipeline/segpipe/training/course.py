@@ -43,6 +43,7 @@ from segpipe.training.settings import TrainSettings
 from segpipe.training.trainer import Trainer
 from segpipe.training.validation import Judge, Windows, predict_maps, rounded
 from segpipe.training.weights import Weighing
+from segpipe.whole_file import replacing
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
@@ -125,13 +126,8 @@ class Course:
             "losses": self.history.losses,
             "validations": self.history.validations,
         }
-        path = self.out / CHECKPOINT
-        partial = path.with_name(f".{CHECKPOINT}.part")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(self.out / CHECKPOINT) as partial:
+            torch.save(state, partial)
         self._write_history()
 
     def _write_history(self) -> None:
