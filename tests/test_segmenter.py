@@ -17,7 +17,13 @@ from segpipe.inference import quantise
 from segpipe.models.card import parse_card
 from segpipe.models.modelfile import find_model, load_model, write_model
 from segpipe.models.network import build_network
-from segpipe.segmenter import Segmenter, choose_device, device_type, load_segmenter
+from segpipe.segmenter import (
+    Segmenter,
+    choose_device,
+    device_type,
+    devices,
+    load_segmenter,
+)
 
 Windows = NDArray[np.float32]
 
@@ -278,6 +284,7 @@ def test_settings_that_cannot_be_are_refused(settings, message, shipped, monkeyp
 
 
 def test_auto_takes_the_best_device_there_is(monkeypatch):
+    monkeypatch.setattr(devices, "gpu_is_possible", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_type("auto") == "cuda"

@@ -10,6 +10,7 @@ compares it with what jobs take: within 20 %.
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ from segpipe.models.modelfile import read_card
 from segpipe.settings import Settings
 from segpipe.stages.image import STAGES, Image
 from segpipe.stages.reading import MOST_PIXELS
+from segpipe.user_cache import can_keep, code_digest, keep, read_kept
 
 WORKER_BYTES = {OPENVINO: 210_000_000, EAGER: 430_000_000}
 """Of a worker that has run all stages, besides arrays: interpreter, libraries (torch among them for
 eager alone), compiled loops. Fitted, as the other constants here, to peaks such as
 `tests/benchmarks/plan.py` prints."""
+TORCH_BYTES = 150_000_000
+"""Of torch, in each worker, where it has to translate the network because nothing can be kept."""
 CLIENT_BYTES = 190_000_000
 """Where the network was translated before; to do that takes torch, and 130 MB more."""
 CLIENT_ALONE_BYTES = 60_000_000
@@ -35,6 +39,8 @@ CLIENT_ALONE_BYTES = 60_000_000
 ACTIVATION_SHARE = {OPENVINO: 0.8, EAGER: 1.75}
 """Memory that a backend takes for activations, of what they are: OpenVINO joins arrays in place,
 torch leaves gaps between those that it frees."""
+WEIGHTS_SHARE = {OPENVINO: 3.5, EAGER: 2}
+"""Copies of the weights that are held at once: as kept, as read, as compiled."""
 STITCH_BYTES_PER_PIXEL = 5.3
 """Of a region with its halo: labels and probabilities."""
 COPIES = 3.5
@@ -43,7 +49,7 @@ SMALL_JOB_PIXELS = 6_000_000
 """Below this, starting processes takes longer than the work."""
 ROOMY_BYTES_PER_PIXEL = 5000
 """Of a window: more than any network of ours takes. Where there is as much for each core, what it takes
-exactly does not matter, and asking torch would be more than a second."""
+exactly does not matter, and the first time asking torch would be more than a second."""
 EXPORT_BYTES = {"geojson": 280, "geoparquet": 210, "csv": 420, "anndata": 120, "tiff": 150}
 """On disk, an object, as `tests/benchmarks/exports.py` prints it: nuclei, all features of one channel.
 Larger objects and more channels take more. Memory: 332 MB for 58,190 objects, 420 MB for 981,424."""
@@ -59,13 +65,23 @@ def network_bytes(image: Image) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _network_bytes(
-    path: Path, _hash: str, window: tuple[int, int], halo: int, batch: int, backend: str
+    path: Path, identity: str, window: tuple[int, int], halo: int, batch: int, backend: str
 ) -> float:
-    from segpipe.models.cost import activation_bytes, weight_bytes  # torch: seconds
+    folded = backend == OPENVINO
+    size = "x".join(map(str, window))
+    name = f"memory-{identity}-{size}-{halo}-{batch}-{'folded' if folded else 'plain'}"
+    name += f"-{code_digest('torch')}"
+    kept = read_kept(name)
+    if kept is not None:
+        live, weights = json.loads(bytes(kept))
+    else:
+        from segpipe.models.cost import activation_bytes, weight_bytes  # torch: seconds
 
-    card = read_card(path)
-    live = activation_bytes(card, window, halo, batch, folded=backend == OPENVINO)
-    return ACTIVATION_SHARE[backend] * live + 2 * weight_bytes(card)
+        card = read_card(path)
+        live = activation_bytes(card, window, halo, batch, folded=folded)
+        weights = weight_bytes(card)
+        keep(name, json.dumps([live, weights]).encode())
+    return ACTIVATION_SHARE[backend] * float(live) + WEIGHTS_SHARE[backend] * float(weights)
 
 
 def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
@@ -87,7 +103,10 @@ def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
         tiling += layout.shape[0] * math.prod(layout.full_shape) * size
     if layout.resolution.resampled:
         tiling += MOST_PIXELS * size * layout.shape[0]
-    return int(WORKER_BYTES[plan.backend] + max(copy + inferring + stitching, tiling))
+    libraries = WORKER_BYTES[plan.backend]
+    if "infer" in stages and plan.backend == OPENVINO and not can_keep():
+        libraries += TORCH_BYTES
+    return int(libraries + max(copy + inferring + stitching, tiling))
 
 
 @dataclass(frozen=True)
@@ -147,7 +166,7 @@ def check_device(device: str) -> int:
     SettingsError
         When the device is not there.
     """
-    from segpipe.segmenter import gpu_count  # torch
+    from segpipe.segmenter import gpu_count
 
     return gpu_count(device)
 

@@ -28,6 +28,7 @@ from segpipe.sample import Sample, region_count, take_sample, window_operations
 from segpipe.settings import Settings
 from segpipe.stages.foresight import foreseen_skips
 from segpipe.stages.image import STAGES, Image, Model, NumericPlan
+from segpipe.stages.infer import translate_networks
 
 KEPT = ("images.json", "plan.json")
 """What OUT keeps of earlier runs that decides how a run goes on: names and the plan."""
@@ -210,6 +211,7 @@ def plan_job(
         sample = None
         if sampled and waiting:
             whole = [image for image, _ in waiting]
+            translate_networks(whole)  # of two runs that are compared the first would do it
             sample = take_sample(whole, settings, processes, Path(temporary), told)
     memory = client = client_bytes(waiting, processes.kind) if waiting else 0
     objects = None if sample is None else _objects(sample, [image for image, _ in waiting])

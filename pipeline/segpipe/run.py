@@ -211,17 +211,12 @@ def _run_all(
         for stage in needed:
             pixels[stage] = pixels.get(stage, 0) + image.layout.plane[0] * image.layout.plane[1]
     processes = choose_processes(todo, settings, in_job=in_job)
-    inferred = [image for image, needed in todo if "infer" in needed]
-    if inferred and processes.kind != "serial" and not processes.gpus:
-        from segpipe.stages.infer import translate_networks
-
-        translate_networks(inferred)
     work = Work(tuple(stages), restart, settings.engine.attempts, wait=in_job)
     with (
         closing_input(),
         stop_on_signals() as stop,
         ProgressBar(pixels) as bar,
-        _started(processes, settings.engine.attempts, stop) as engine,
+        _started(processes, todo, settings.engine.attempts, stop) as engine,
     ):
         whole, passes = divided(todo, work, engine)
         # One thread more: that in which images are handed out whole does nothing but wait.
@@ -245,8 +240,17 @@ def _run_all(
 
 
 @contextlib.contextmanager
-def _started(processes: Processes, attempts: int, stop: Stop) -> Iterator[Engine]:
+def _started(
+    processes: Processes, todo: Sequence[tuple[Image, list[str]]], attempts: int, stop: Stop
+) -> Iterator[Engine]:
     """The engine, which stops when asked; Ctrl-C reaches workers that only start, and ends them."""
+    inferred = [image for image, needed in todo if "infer" in needed]
+    if inferred and processes.kind != "serial" and not processes.gpus:
+        from segpipe.stages.infer import translate_networks
+
+        translate_networks(inferred)
+        if stop.asked:
+            raise Stopped(STOPPED)
     with contextlib.ExitStack() as held:
         try:
             opened = open_engine(processes.kind, processes.workers, attempts, processes.gpus)

@@ -32,6 +32,13 @@ class ModelGeometry:
     smallest: int
     exact: bool
 
+    def __post_init__(self) -> None:
+        sizes = self.context, self.halo, self.stride, self.margin, self.smallest
+        if not all(type(size) is int for size in sizes) or type(self.exact) is not bool:
+            raise TypeError(f"{self} is not of integers and a bool")
+        if not (self.halo >= self.context >= 0 <= self.margin <= self.halo and self.stride >= 1):
+            raise ValueError(f"{self}: a halo is at least the context and the margin")
+
     def admissible(self, size: int) -> bool:
         """Whether the network takes an input of `size` pixels along an axis."""
         return size >= self.smallest and (size - self.smallest) % self.stride == 0

@@ -10,7 +10,6 @@ in it is executed. A pickle is read only by `import_model`, as weights only.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -169,11 +168,10 @@ def model_geometry(card: ModelCard) -> ModelGeometry:
 @functools.lru_cache(maxsize=64)
 def _geometry(network_arguments: str) -> ModelGeometry:
     digest = hashlib.sha256(network_arguments.encode()).hexdigest()[:16]
-    name = f"geometry-{digest}-{code_digest()}.json"
+    name = f"geometry-{digest}-{code_digest()}"
     kept = read_kept(name)
     if kept is not None:
-        with contextlib.suppress(ValueError, TypeError):  # damaged
-            return ModelGeometry(**json.loads(kept))
+        return ModelGeometry(**json.loads(bytes(kept)))
     from segpipe.models.context import measure_geometry
     from segpipe.models.network import build_twin
 

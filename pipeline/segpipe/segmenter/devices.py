@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 NVIDIA_DRIVER = "libcuda.so.1"
 """Library of the driver, without which torch sees no CUDA device."""
+NVIDIA_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+"""Signs of a driver whose library is where torch looks and this process does not."""
+HIDDEN = ("", "-1")
+"""Values of CUDA_VISIBLE_DEVICES that leave torch no device."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,7 +60,7 @@ def gpu_count(name: str) -> int:
 
 def device_type(name: str) -> str:
     """ "cpu", "cuda" or "mps": what `choose_device(name)` comes to."""
-    if name == "cpu" or (name == "auto" and "torch" not in sys.modules and not gpu_is_possible()):
+    if name == "cpu" or (name == "auto" and not gpu_is_possible()):
         return "cpu"
     return choose_device(name).type
 
@@ -64,7 +69,8 @@ def device_type(name: str) -> str:
 def gpu_is_possible() -> bool:
     """Whether torch, were it imported (more than a second), could see a GPU here.
 
-    Not where its build is for the CPU, nor on Linux where one for CUDA finds no driver.
+    Not where its build is for the CPU, nor on Linux where one for CUDA finds no driver, or all devices
+    are hidden from it.
     """
     if sys.platform == "darwin":
         return True
@@ -74,6 +80,10 @@ def gpu_is_possible() -> bool:
     built = build_of(Path(spec.origin).with_name("version.py"))
     if built != {"cuda"} or sys.platform != "linux":
         return bool(built)
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
+        return False
+    if any(Path(path).exists() for path in NVIDIA_FILES):
+        return True
     try:
         ctypes.CDLL(NVIDIA_DRIVER)
     except OSError:

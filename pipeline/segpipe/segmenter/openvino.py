@@ -23,7 +23,7 @@ from segpipe.errors import ModelError, SettingsError
 from segpipe.models.modelfile import load_model, model_hash
 from segpipe.segmenter.forward import activate
 from segpipe.segmenter.graph import Graph
-from segpipe.user_cache import code_digest, is_kept, keep, read_kept
+from segpipe.user_cache import can_keep, code_digest, keep, read_kept
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -55,7 +55,8 @@ class OpenVino:
                 "infer.precision is bfloat16, which this CPU does not have; use float32"
             )
         with refused():
-            read = core.read_model(graph.structure.tobytes(), graph.weights.tobytes())
+            weights = openvino.Tensor(graph.weights)  # a copy, which it may keep
+            read = core.read_model(graph.structure.tobytes(), weights)
             compiled = core.compile_model(read, "CPU", _options(threads, "float32"))
             graph.compare(compiled)
             if precision != "float32":
@@ -86,34 +87,43 @@ def load_openvino(
         As `OpenVino`, and when the file is not a usable model.
     """
     compiled = functools.partial(OpenVino, classes=classes, threads=threads, precision=precision)
-    kept = read_kept(_graph_name(path, halo, batch))
+    identity = model_hash(path)
+    name = _graph_name(identity, halo, batch)
+    kept = read_kept(name)
     if kept is not None:
-        with contextlib.suppress(ValueError, ModelError):  # damaged: made anew
+        with contextlib.suppress(ModelError):  # made again below, which tells what is wrong
             return compiled(Graph.from_bytes(kept))
     from segpipe.segmenter.tracing import trace
 
     network, _ = load_model(path)
     graph = trace(network, halo=halo, batch=batch)
     result = compiled(graph)
-    keep(_graph_name(path, halo, batch), graph.to_bytes())
+    if model_hash(path) == identity:  # else the file was replaced while it was read
+        keep(name, graph.to_bytes())
     return result
 
 
-def keep_graph(path: Path, *, halo: int, batch: int) -> None:
+def keep_graph(path: Path, *, halo: int, batch: int) -> bool:
     """Have `load_openvino` find a graph, in the processes that are going to ask for it.
+
+    Returns
+    -------
+    bool
+        Whether there was none before.
 
     Raises
     ------
     ModelError
         When there is none.
     """
-    if not is_kept(_graph_name(path, halo, batch)):
-        load_openvino(path, halo=halo, batch=batch, classes=False, threads=1, precision="float32")
+    if not can_keep() or read_kept(_graph_name(model_hash(path), halo, batch)) is not None:
+        return False
+    load_openvino(path, halo=halo, batch=batch, classes=False, threads=1, precision="float32")
+    return True
 
 
-def _graph_name(path: Path, halo: int, batch: int) -> str:
-    made_with = code_digest("torch", "openvino")
-    return f"graph-{model_hash(path)}-{halo}-{batch}-{made_with}.npz"
+def _graph_name(identity: str, halo: int, batch: int) -> str:
+    return f"graph-{identity}-{halo}-{batch}-{code_digest('torch', 'openvino')}"
 
 
 @contextlib.contextmanager
@@ -154,8 +164,11 @@ def process_core() -> Any:
 
 @functools.cache
 def instructions() -> str:
-    """The vector instructions of this CPU, by torch's names."""
-    has = llvmlite.binding.get_host_cpu_features()
+    """The vector instructions of this CPU, on x86 by torch's names."""
+    try:
+        has = llvmlite.binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know this CPU
+        return "DEFAULT"
     if all(has.get(f"avx512{part}") for part in ("f", "bw", "dq", "vl")):
         return "AVX512"
     return "AVX2" if has.get("avx2") and has.get("fma") else "DEFAULT"

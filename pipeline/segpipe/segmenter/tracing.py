@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from segpipe.errors import SettingsError
 from segpipe.models.context import next_admissible
 from segpipe.models.network import Network
 from segpipe.segmenter.core import Core
@@ -24,6 +25,8 @@ def trace(network: Network, *, halo: int, batch: int) -> Graph:
     ------
     ModelError
         When there is none.
+    SettingsError
+        When temporary files cannot be written.
     """
     module = Core(network.requires_grad_(False), halo).eval()
     with refused():
@@ -33,7 +36,8 @@ def trace(network: Network, *, halo: int, batch: int) -> Graph:
             # Seen once, of a worker that started on a busy machine: a graph with two inputs of a
             # network that has one. Why is not known; it could not be brought about again.
             graph = _converted(module, batch)
-        return Graph(*_as_files(graph), *_example(module, batch))
+        example = _example(module, batch)
+    return Graph(*_as_files(graph), *example)
 
 
 def _converted(module: Core, batch: int) -> Any:
@@ -59,11 +63,17 @@ def _converted(module: Core, batch: int) -> Any:
 
 
 def _as_files(graph: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Structure and weights, as uint8."""
-    with tempfile.TemporaryDirectory() as folder:
-        structure, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
-        import_quietly().serialize(graph, structure, weights)
-        return np.fromfile(structure, np.uint8), np.fromfile(weights, np.uint8)
+    """Structure and weights, as uint8. OpenVINO writes them to files, and to nothing else."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            structure, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+            import_quietly().serialize(graph, structure, weights)
+            return np.fromfile(structure, np.uint8), np.fromfile(weights, np.uint8)
+    except (OSError, RuntimeError) as error:
+        raise SettingsError(
+            f"cannot write temporary files ({' '.join(str(error).split())}); is the disk full? Set "
+            "TMPDIR to a folder with room, or infer.backend=eager"
+        ) from error
 
 
 def _example(module: Core, batch: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -5,6 +5,7 @@ Outside a user's mask every output is 0, so nothing is foreground there: M of th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections import Counter
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.backend import EAGER, OPENVINO
+from segpipe.backend import EAGER, OPENVINO, choose_backend
 from segpipe.compute import Engine, gpu_index
+from segpipe.errors import ModelError, SettingsError
 from segpipe.geometry import Box, Lattice, Tile
 from segpipe.inference import predict_region, read_box_of
 from segpipe.records import Record
@@ -127,31 +129,37 @@ def _create(image: Image) -> None:
 def translate_networks(images: Iterable[Image]) -> None:
     """Have the networks of images translated for the CPU once, before many processes load them.
 
-    Raises
-    ------
-    ModelError
-        When that cannot be done.
+    What is wrong with one is told by whoever infers with it.
     """
     asked = {
         (image.model.path, image.model.halo, image.plan.batch)
         for image in images
-        if image.plan.backend == OPENVINO
+        if _backend_of(image) == OPENVINO
     }
-    if asked:
+    if not asked:
+        return
+    with contextlib.suppress(SettingsError, ModelError):
+        choose_backend(OPENVINO, on_gpu=False)
         from segpipe.segmenter.openvino import keep_graph
 
         for path, halo, batch in sorted(asked):
-            keep_graph(path, halo=halo, batch=batch)
+            with contextlib.suppress(ModelError):
+                if keep_graph(path, halo=halo, batch=batch):
+                    log.info("%s: translated for this machine, and kept for later runs", path.stem)
+
+
+def _backend_of(image: Image) -> str:
+    """What runs the network of an image: a GPU may go on with what a CPU began."""
+    infer = image.settings.infer
+    goes_on = infer.backend == AUTO and device_type(infer.device) != "cpu"
+    return EAGER if goes_on else image.plan.backend
 
 
 def segmenter_of(image: Image) -> Segmenter:
     """The network of an image, loaded once per process."""
     device = device_type(image.settings.infer.device)
     device = f"cuda:{gpu_index()}" if device == "cuda" else device
-    # a GPU may go on with what a CPU began
-    goes_on = device != "cpu" and image.settings.infer.backend == AUTO
-    backend = EAGER if goes_on else image.plan.backend
-    return _segmenter(image.model.path, image.model.hash, device, backend, image.plan)
+    return _segmenter(image.model.path, image.model.hash, device, _backend_of(image), image.plan)
 
 
 @functools.lru_cache(maxsize=2)
