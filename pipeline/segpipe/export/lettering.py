@@ -58,12 +58,13 @@ def write_line(
 ) -> None:
     """Draw one line at (y, x) in (size, colour); beyond `room` pixels it loses its middle."""
     size, colour = style
-    font = load_font(size)
     text = shown = plain_text(text if len(text) <= 400 else text[:200] + text[-200:])
-    while len(text) > 4 and font.getlength(shown) > room:
-        middle = len(text) // 2
-        text = text[: middle - 1] + text[middle + 1 :]
-        shown = text[: middle - 1] + "\u2026" + text[middle - 1 :]
+    if _length(text, size) > room:
+        font = load_font(size)
+        while len(text) > 4 and font.getlength(shown) > room:
+            middle = len(text) // 2
+            text = text[: middle - 1] + text[middle + 1 :]
+            shown = text[: middle - 1] + "\u2026" + text[middle - 1 :]
     y, x = corner[0], float(corner[1])
     for word in shown.split(" "):
         length, shape = _word(word, size)
