@@ -70,6 +70,15 @@ def test_what_it_can_do_without_is_missing_and_no_problem(monkeypatch):
     assert ask().exit_code == 0
 
 
+def test_whether_anything_can_be_kept_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGPIPE_CACHE", str(tmp_path))
+    assert by_key()["cache"].line() == f"cache       {tmp_path / 'segpipe'}: 0 kB"
+    assert list((tmp_path / "segpipe").iterdir()) == []
+    monkeypatch.setenv("SEGPIPE_CACHE", "/proc/none")
+    found = by_key()["cache"]
+    assert found.state == MISSING and "SEGPIPE_CACHE" in found.remedy
+
+
 def test_a_gpu_that_torch_does_not_see_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(doctor, "NVIDIA", tmp_path / "version")

@@ -136,7 +136,8 @@ def test_processes_fit_cores_and_memory(image, monkeypatch):
         told = settings.model_copy(update={"engine": engine})
         return footprint.choose_processes([(one, ["tile", "infer"]) for one in images], told)
 
-    room = footprint.CLIENT_BYTES + 5 * each
+    client = footprint.CLIENT_BYTES + footprint.TORCH_BYTES  # these tests have imported it
+    room = client + 5 * each
     assert chosen([large, image], room) == footprint.Processes("local", 5, 0)
     assert chosen([large], room - 1).workers == 4
     assert chosen([large], 0).workers == 1
@@ -148,4 +149,4 @@ def test_processes_fit_cores_and_memory(image, monkeypatch):
     roomy = 2 * max(footprint.WORKER_BYTES.values()) + footprint.ROOMY_BYTES_PER_PIXEL * windows
     assert roomy > footprint.worker_bytes(large)
     monkeypatch.setattr(footprint, "worker_bytes", lambda *_: 1 // 0)  # not asked for
-    assert chosen([large], footprint.CLIENT_BYTES + 64 * roomy + 1).workers == 64
+    assert chosen([large], client + 64 * roomy + 1).workers == 64

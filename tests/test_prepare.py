@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -28,8 +29,9 @@ raise SystemExit(result.exit_code)
 """
 
 
-def test_only_the_first_stage_and_infer_import_torch(tmp_path):
-    """It costs a second and 200 MB in each of the jobs of a workflow."""
+def test_jobs_that_do_not_infer_import_no_torch_once_it_was_measured(tmp_path):
+    """It costs a second and 200 MB in each of the jobs of a workflow; without a folder in which things
+    can be kept it is imported."""
     image, out = nuclei(tmp_path / "a.tif", (100, 90)), tmp_path / "out"
     sets = [*SIZES, "engine.kind=serial", "measure.preview=true"]
     assert run(image, out, "measure.preview=true", stages=("tile", "infer")).exit_code == 0
@@ -38,6 +40,10 @@ def test_only_the_first_stage_and_infer_import_torch(tmp_path):
         code = NO_TORCH.format(image=str(image), out=str(out), sets=sets, stage=stage)
         subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     assert (out / "a.png").exists()
+    nowhere = os.environ | {"SEGPIPE_CACHE": "/proc/none"}
+    ran = subprocess.run([sys.executable, "-c", code], env=nowhere, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "torch" in ran.stderr
 
 
 def test_the_plan_for_a_gpu_is_made_where_there_is_none_but_infer_is_refused(tmp_path, monkeypatch):

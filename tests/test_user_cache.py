@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fields import SIZES, labels_of, nuclei
+from fields import SIZES, labels_of, nuclei, run
 from segpipe import backend, footprint, user_cache
-from segpipe.errors import ModelError, SettingsError
+from segpipe import run as running
+from segpipe.errors import ModelError, SettingsError, Stopped
 from segpipe.footprint import worker_bytes
 from segpipe.inputs import find_inputs
 from segpipe.models import modelfile
@@ -31,7 +33,7 @@ from segpipe.segmenter.tracing import trace
 from segpipe.settings import load_settings
 from segpipe.stages.image import Image
 from segpipe.stages.infer import _segmenter, segmenter_of, translate_networks
-from segpipe.user_cache import FOLDER_VARIABLE, can_keep, code_digest, keep, read_kept
+from segpipe.user_cache import FOLDER_VARIABLE, code_digest, keep, read_kept
 from test_segmenter import random_windows, write_random_model
 
 
@@ -89,24 +91,58 @@ def test_a_byte_that_changed_makes_it_none_and_is_told(cache, caplog, place):
 
 
 @pytest.mark.parametrize("folder", ["relative", "file"])
-def test_a_folder_that_cannot_be_is_as_none(tmp_path, monkeypatch, folder):
+def test_a_folder_that_cannot_be_is_as_none(tmp_path, monkeypatch, caplog, folder):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv(
         FOLDER_VARIABLE, {"relative": "kept", "file": str(tmp_path / "file")}[folder]
     )
-    keep("a", b"first")
+    user_cache._warn_once.cache_clear()
+    assert not keep("a", b"first")
     assert read_kept("a") is None
-    assert not can_keep()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert ("no absolute path" in caplog.text) == (folder == "relative")
+
+
+def test_a_full_disk_keeps_nothing_and_says_so(cache, tmp_path, monkeypatch, caplog):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(user_cache, "write_whole", full)
+    assert not keep("a", b"first")
+    (image,) = images(tmp_path, tmp_path / "out")
+    footprint._network_bytes.cache_clear()
+    monkeypatch.setattr(devices, "gpu_is_possible", lambda: False)
+    translate_networks([image])
+    assert "cannot be kept translated, so each process translates it" in caplog.text
+    without = worker_bytes(image)
+    monkeypatch.undo()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(cache))
+    monkeypatch.setattr("segpipe.segmenter.gpu_is_possible", lambda: False)
+    translate_networks([image])
+    assert worker_bytes(image) == without - footprint.TORCH_BYTES
+
+
+def test_processes_that_keep_the_same_at_once_leave_it_whole(cache):
+    program = (
+        "from segpipe.user_cache import keep\n"
+        "for _ in range(50):\n    assert keep('a', bytes(10**6))\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    seen = set()
+    while any(one.poll() is None for one in running):
+        kept = read_kept("a")
+        seen.add(None if kept is None else len(kept))
+    assert [one.returncode for one in running] == [0, 0, 0]
+    assert 10**6 in seen and seen <= {None, 10**6}
+    assert [path.name for path in (cache / "segpipe").iterdir()] == ["a.kept"]
 
 
 def test_by_default_it_is_the_users(monkeypatch, tmp_path):
     monkeypatch.delenv(FOLDER_VARIABLE)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert can_keep()
-    keep("a", b"first")
+    assert keep("a", b"first")
     (found,) = tmp_path.rglob("a.kept")
     assert found.parent.name == "segpipe"
 
@@ -160,16 +196,22 @@ def test_a_digest_changes_with_code_and_libraries(monkeypatch, tmp_path):
     code_digest.cache_clear()
 
 
-def test_a_library_under_another_name_tells_its_version_itself(monkeypatch):
-    def unknown(name: str) -> str:
+def test_a_library_under_another_name_is_told_without_importing_it():
+    """Importing openvino reports to its maker, unless it is done quietly."""
+    program = """
+import importlib.metadata as metadata, sys
+known = metadata.version
+def version(name):
+    if name in ("openvino", "torch"):
         raise metadata.PackageNotFoundError(name)
-
-    code_digest.cache_clear()
-    usual = code_digest("openvino")
-    monkeypatch.setattr(metadata, "version", unknown)
-    code_digest.cache_clear()
-    assert code_digest("openvino") != usual  # told with its build
-    code_digest.cache_clear()
+    return known(name)
+metadata.version = version
+from segpipe.user_cache import code_digest
+print(code_digest("openvino") != code_digest(), code_digest("openvino") != code_digest("torch"))
+print("openvino" in sys.modules, "torch" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.split() == ["True", "True", "False", "False"], ran.stderr
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -181,6 +223,7 @@ def test_a_graph_that_was_kept_gives_the_same_bytes(cache, tracings):
     assert tracings == [96]
     (kept,) = cache.rglob("graph-*")
     assert model_hash(find_model("nuclei-fluorescence")) in kept.name
+    assert code_digest("torch", "openvino") in kept.name
     graph = Graph.from_bytes(read_kept(kept.stem))
     assert Graph.from_bytes(graph.to_bytes()).to_bytes() == graph.to_bytes()
     assert graph.logits.shape == (1, 2, 16, 32)
@@ -251,6 +294,8 @@ def test_where_nothing_can_be_kept_all_is_as_before(cache, tmp_path, monkeypatch
 def test_a_geometry_is_kept_and_must_be_one(cache, monkeypatch):
     card = read_card(find_model("nuclei-fluorescence"))
     measured = model_geometry(card)
+    (kept,) = cache.rglob("geometry-*")
+    assert code_digest() in kept.name
     monkeypatch.setattr("segpipe.models.context.measure_geometry", None)
     modelfile._geometry.cache_clear()
     assert model_geometry(card) == measured
@@ -264,12 +309,10 @@ def images(folder: Path, out: Path, *settings: str) -> list[Image]:
     return prepare(found, out, load_settings(None, [*SIZES, *settings])).images
 
 
-def test_networks_are_translated_once_for_the_workers_that_ask(cache, tmp_path, tracings, caplog):
-    caplog.set_level("INFO")
+def test_networks_are_translated_once_for_the_workers_that_ask(cache, tmp_path, tracings):
     (image,) = images(tmp_path, tmp_path / "out")
     translate_networks([image, image])
     assert tracings == [image.model.halo]
-    assert "translated for this machine" in caplog.text
     _segmenter.cache_clear()
     segmenter_of(image)  # what a worker does
     translate_networks([image])
@@ -278,17 +321,52 @@ def test_networks_are_translated_once_for_the_workers_that_ask(cache, tmp_path, 
     assert len(tracings) == 1
 
 
-def test_what_is_wrong_with_a_network_is_told_by_whoever_infers(cache, tmp_path, monkeypatch):
-    """One model of several, or a backend that is gone, ends no run before it began."""
+def test_what_is_wrong_with_one_network_is_told_by_whoever_infers(cache, tmp_path, monkeypatch):
+    """It keeps no other from being translated, and ends no run before it began."""
     (image,) = images(tmp_path, tmp_path / "out")
+    (bad,) = images(tmp_path, tmp_path / "bad", "infer.batch=2")
+    asked = []
 
-    def refuse(*args: object, **options: object) -> None:
+    def refuse(path: Path, *, halo: int, batch: int, **options: object) -> None:
+        asked.append(batch)
         raise ModelError("it cannot be")
 
     monkeypatch.setattr("segpipe.segmenter.openvino.load_openvino", refuse)
-    translate_networks([image])
+    translate_networks([image, bad])
+    assert asked == [1, 2]
     monkeypatch.setattr(backend, "_installed", lambda: False)
-    translate_networks([image])
+    translate_networks([image, bad])
+    assert asked == [1, 2]
+
+
+def test_a_job_translates_before_it_starts_workers_and_stops_when_asked(
+    cache, tmp_path, monkeypatch
+):
+    image, out = nuclei(tmp_path / "a.tif", (70, 90)), tmp_path / "out"
+    happened = []
+    opened = running.open_engine
+
+    def engine(*args: object) -> object:
+        happened.append("engine")
+        return opened(*args)
+
+    def translate(asked: list[Image]) -> None:
+        happened.append([one.name for one in asked])
+
+    monkeypatch.setattr(running, "open_engine", engine)
+    monkeypatch.setattr("segpipe.stages.infer.translate_networks", translate)
+    assert run(image, out, stages=("tile",)).exit_code == 0
+    assert happened == ["engine"]  # nothing to infer
+    assert run(image, out).exit_code == 0
+    assert happened == ["engine", ["a"], "engine"]
+
+    def interrupted(asked: list[Image]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("segpipe.stages.infer.translate_networks", interrupted)
+    with pytest.raises(Stopped):
+        run(image, tmp_path / "other")
+    assert len(happened) == 3
 
 
 # --- without torch --------------------------------------------------------------------------------
@@ -365,12 +443,19 @@ def test_how_many_processes_there_may_be_is_found_without_torch(cache, tmp_path)
     (image,) = images(tmp_path, tmp_path / "out")
     footprint._network_bytes.cache_clear()
     asked = worker_bytes(image)
+    (kept,) = cache.rglob("memory-*")
+    height, width = image.tiles.window_shape
+    for part in (
+        image.model.hash,
+        f"{height}x{width}",
+        f"-{image.model.halo}-1-",
+        code_digest("torch"),
+    ):
+        assert part in kept.name
     footprint._network_bytes.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "segpipe.models.cost", None)
         assert worker_bytes(image) == asked
-        patch.setenv(FOLDER_VARIABLE, "/proc/none")
-        assert worker_bytes(image) == asked + footprint.TORCH_BYTES
 
 
 def test_instructions_are_named_as_torch_names_them():

@@ -30,6 +30,7 @@ from segpipe.machine import (
 from segpipe.models.modelfile import list_models, read_card
 from segpipe.report import bytes_text, library_versions
 from segpipe.slide.source import printable
+from segpipe.user_cache import FOLDER_VARIABLE, cache_folder, kept_bytes
 from segpipe.workflow import find_snakefile
 
 OK, MISSING, PROBLEM = "ok", "missing", "problem"
@@ -90,6 +91,7 @@ def examine(out: Path | None = None) -> Iterator[Finding]:
     yield from _extras()
     yield from _models()
     yield _tried("snakefile", lambda: f"{find_snakefile()}", "install segpipe again")
+    yield _kept()
     yield _folder("temporary", Path(tempfile.gettempdir()))
     if out is not None:
         yield _folder("output", out)
@@ -235,6 +237,18 @@ def _models() -> Iterator[Finding]:
         yield Finding("models", OK, ", ".join(printable(name, 80) for name in usable))
     else:
         yield Finding("models", PROBLEM, "none", "install segpipe again")
+
+
+def _kept() -> Finding:
+    size = kept_bytes()
+    if size is not None:
+        return Finding("cache", OK, f"{cache_folder()}: {bytes_text(size)}")
+    return Finding(
+        "cache",
+        MISSING,
+        f"nothing can be kept in {cache_folder()}, so each process translates the network",
+        f"set {FOLDER_VARIABLE} to a folder of yours",
+    )
 
 
 def _folder(key: str, folder: Path) -> Finding:

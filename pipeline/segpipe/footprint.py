@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,16 @@ from segpipe.models.modelfile import read_card
 from segpipe.settings import Settings
 from segpipe.stages.image import STAGES, Image
 from segpipe.stages.reading import MOST_PIXELS
-from segpipe.user_cache import can_keep, code_digest, keep, read_kept
+from segpipe.user_cache import code_digest, keep, read_kept
 
 WORKER_BYTES = {OPENVINO: 210_000_000, EAGER: 430_000_000}
 """Of a worker that has run all stages, besides arrays: interpreter, libraries (torch among them for
 eager alone), compiled loops. Fitted, as the other constants here, to peaks such as
 `tests/benchmarks/plan.py` prints."""
 TORCH_BYTES = 150_000_000
-"""Of torch, in each worker, where it has to translate the network because nothing can be kept."""
+"""Of torch, where a process needs it besides: to translate a network that could not be kept, or to ask
+whether a GPU that may be there is one."""
 CLIENT_BYTES = 190_000_000
-"""Where the network was translated before; to do that takes torch, and 130 MB more."""
 CLIENT_ALONE_BYTES = 60_000_000
 """What a process without workers holds besides what a worker does."""
 ACTIVATION_SHARE = {OPENVINO: 0.8, EAGER: 1.75}
@@ -104,9 +105,19 @@ def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
     if layout.resolution.resampled:
         tiling += MOST_PIXELS * size * layout.shape[0]
     libraries = WORKER_BYTES[plan.backend]
-    if "infer" in stages and plan.backend == OPENVINO and not can_keep():
+    if "infer" in stages and plan.backend == OPENVINO and _asks_torch(image):
         libraries += TORCH_BYTES
     return int(libraries + max(copy + inferring + stitching, tiling))
+
+
+def _asks_torch(image: Image) -> bool:
+    from segpipe.segmenter import gpu_is_possible
+    from segpipe.segmenter.openvino import graph_is_kept
+
+    if image.settings.infer.device == "auto" and gpu_is_possible():
+        return True
+    model = image.model
+    return not graph_is_kept(model.hash, halo=model.halo, batch=image.plan.batch)
 
 
 @dataclass(frozen=True)
@@ -150,12 +161,13 @@ def choose_processes(
         return Processes(kind, 1, gpus)
     if choice.workers is not None:
         return Processes(kind, choice.workers, gpus)
+    client = CLIENT_BYTES + ("torch" in sys.modules) * TORCH_BYTES  # it measured or translated
     windows = max(image.plan.batch * math.prod(image.tiles.window_shape) for image, _ in todo)
     roomy = 2 * max(WORKER_BYTES.values()) + ROOMY_BYTES_PER_PIXEL * windows
-    if usable_memory_bytes() - CLIENT_BYTES > usable_cores() * roomy:
+    if usable_memory_bytes() - client > usable_cores() * roomy:
         return Processes(kind, usable_cores(), gpus)
     largest = max(worker_bytes(image, () if gpus else stages) for image, stages in distinct(todo))
-    return Processes(kind, default_workers(largest, CLIENT_BYTES), gpus)
+    return Processes(kind, default_workers(largest, client), gpus)
 
 
 def check_device(device: str) -> int:

@@ -144,7 +144,7 @@ def _tell_choices(images: Sequence[Image]) -> None:
 
 
 def begin(out: Path, settings: Settings) -> None:
-    """Check settings and models, and write what processes over one OUT share: the plan, for one.
+    """Check settings and models, and write down the plan, which processes over one OUT share.
 
     Raises
     ------

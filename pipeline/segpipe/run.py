@@ -210,14 +210,14 @@ def _run_all(
     for image, needed in todo:
         for stage in needed:
             pixels[stage] = pixels.get(stage, 0) + image.layout.plane[0] * image.layout.plane[1]
-    processes = choose_processes(todo, settings, in_job=in_job)
     work = Work(tuple(stages), restart, settings.engine.attempts, wait=in_job)
-    with (
-        closing_input(),
-        stop_on_signals() as stop,
-        ProgressBar(pixels) as bar,
-        _started(processes, todo, settings.engine.attempts, stop) as engine,
-    ):
+    with contextlib.ExitStack() as held:
+        held.enter_context(closing_input())
+        stop = held.enter_context(stop_on_signals())
+        _translate([image for image, needed in todo if "infer" in needed], stop)
+        processes = choose_processes(todo, settings, in_job=in_job)
+        bar = held.enter_context(ProgressBar(pixels))
+        engine = held.enter_context(_started(processes, settings.engine.attempts, stop))
         whole, passes = divided(todo, work, engine)
         # One thread more: that in which images are handed out whole does nothing but wait.
         in_flight = 1 if isinstance(engine, SerialEngine) else 2 * engine.workers + 1
@@ -239,18 +239,19 @@ def _run_all(
     return results
 
 
-@contextlib.contextmanager
-def _started(
-    processes: Processes, todo: Sequence[tuple[Image, list[str]]], attempts: int, stop: Stop
-) -> Iterator[Engine]:
-    """The engine, which stops when asked; Ctrl-C reaches workers that only start, and ends them."""
-    inferred = [image for image, needed in todo if "infer" in needed]
-    if inferred and processes.kind != "serial" and not processes.gpus:
+def _translate(images: Sequence[Image], stop: Stop) -> None:
+    """Have networks ready for the processes that are going to load them."""
+    if images:
         from segpipe.stages.infer import translate_networks
 
-        translate_networks(inferred)
-        if stop.asked:
-            raise Stopped(STOPPED)
+        translate_networks(images)
+    if stop.asked:
+        raise Stopped(STOPPED)
+
+
+@contextlib.contextmanager
+def _started(processes: Processes, attempts: int, stop: Stop) -> Iterator[Engine]:
+    """The engine, which stops when asked; Ctrl-C reaches workers that only start, and ends them."""
     with contextlib.ExitStack() as held:
         try:
             opened = open_engine(processes.kind, processes.workers, attempts, processes.gpus)

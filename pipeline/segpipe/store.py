@@ -31,6 +31,7 @@ from segpipe.ngff import (
     label_metadata,
     with_contrast,
 )
+from segpipe.whole_file import write_whole
 
 zarr.config.set({"threading.max_workers": 1, "async.concurrency": 4})
 
@@ -385,6 +386,5 @@ def set_contrast(
 ) -> None:
     """Write the display ranges of these channels into the image's metadata."""
     file = path / METADATA
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(with_contrast(json.loads(file.read_bytes()), channels, ranges)))
-    partial.replace(file)  # others may have it open
+    told = with_contrast(json.loads(file.read_bytes()), channels, ranges)
+    write_whole(file, json.dumps(told).encode(), durable=False)  # others may have it open

@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
-import importlib.metadata
+import importlib.util
 import logging
 import os
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import platformdirs
@@ -36,11 +36,29 @@ MOST_BYTES = 2**30
 ABANDONED_S = 86_400
 """Age from which a file that is only partly there is one that nobody writes any more."""
 DIGEST_BYTES = 32
+PROBE = "probe"
+
+
+def cache_folder() -> Path | None:
+    """Where things are kept; None where the system knows no place."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    try:
+        if named:
+            folder = Path(named).expanduser() / "segpipe"
+        else:
+            folder = platformdirs.user_cache_path("segpipe", appauthor=False)
+    except RuntimeError:  # no home
+        return None
+    if folder.is_absolute():
+        return folder
+    if named:
+        _warn_once(f"{FOLDER_VARIABLE} is {named!r}, which is no absolute path: nothing is kept")
+    return None
 
 
 def read_kept(name: str) -> memoryview | None:
     """What was kept under this name; None where there is none that is whole."""
-    folder = _folder()
+    folder = cache_folder()
     if folder is None:
         return None
     path = folder / (name + SUFFIX)
@@ -56,20 +74,33 @@ def read_kept(name: str) -> memoryview | None:
     return content[DIGEST_BYTES:]
 
 
-def keep(name: str, content: bytes) -> None:
-    """Keep content under a name, where there is room and leave to."""
-    folder = _made_folder()
-    if folder is None or len(content) > MOST_BYTES:
-        return
-    with contextlib.suppress(OSError):
+def is_kept(name: str) -> bool:
+    """Whether something was kept under this name, damaged or not."""
+    folder = cache_folder()
+    return folder is not None and (folder / (name + SUFFIX)).is_file()
+
+
+def keep(name: str, content: bytes) -> bool:
+    """Keep content under a name; whether there was room and leave to."""
+    folder = cache_folder()
+    if folder is None or len(content) + DIGEST_BYTES > MOST_BYTES:
+        return False
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(folder / (name + SUFFIX), hashlib.sha256(content).digest() + content)
-        _tidy(folder)
+    except OSError:
+        return False
+    _tidy(folder)
+    return True
 
 
-def can_keep() -> bool:
-    """Whether there is a folder to write to."""
-    folder = _made_folder()
-    return folder is not None and os.access(folder, os.W_OK | os.X_OK)
+def kept_bytes() -> int | None:
+    """Bytes of all that is kept; None where nothing can be."""
+    folder = cache_folder()
+    if folder is None or not keep(PROBE, b""):
+        return None
+    (folder / (PROBE + SUFFIX)).unlink(missing_ok=True)
+    return sum(size for _, _, size in _files(folder))
 
 
 @functools.cache
@@ -83,55 +114,44 @@ def code_digest(*libraries: str) -> str:
     """
     digest = hashlib.sha256(__version__.encode())
     package = Path(__file__).parent
-    for folder in ("models", "segmenter", "."):
-        for path in sorted((package / folder).glob("*.py")):
-            if folder != "." or path.name == "geometry.py":
-                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    sources = [package / "geometry.py", package / "footprint.py"]
+    for folder in ("models", "segmenter"):
+        sources += sorted((package / folder).glob("*.py"))
+    for path in sources:
+        if path.is_file():  # else segpipe is installed in another form, and its version must do
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for library in libraries:
         digest.update(f"{library} {_version(library)}\0".encode())
     return digest.hexdigest()[:12]
 
 
 def _version(library: str) -> str:
+    """Told by what is installed, since importing it may take seconds, or do more than that."""
     try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:  # installed under another name
-        return str(importlib.import_module(library).__version__)
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # it came under another name, or was built here
+        spec = importlib.util.find_spec(library)
+        if spec is None or spec.origin is None:
+            return "none"
+        return f"{spec.origin} of {Path(spec.origin).stat().st_mtime_ns}"
 
 
-def _folder() -> Path | None:
-    """Where things are kept; None where the system knows no place."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    try:
-        folder = (
-            Path(named) / "segpipe"
-            if named
-            else platformdirs.user_cache_path("segpipe", appauthor=False)
-        )
-    except RuntimeError:  # no home
-        return None
-    return folder if folder.is_absolute() else None
-
-
-def _made_folder() -> Path | None:
-    folder = _folder()
-    try:
-        if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning("%s", text)
 
 
 def _tidy(folder: Path) -> None:
     """Remove what was not used for longest, and what was left half written."""
     total = 0
     for used, path, size in sorted(_files(folder), reverse=True):
-        total += size
-        abandoned = path.name.endswith(PARTIAL) and time.time() - used > ABANDONED_S
-        if abandoned or (total > MOST_BYTES and path.name.endswith(SUFFIX)):
+        partial = path.name.endswith(PARTIAL)
+        abandoned = partial and time.time() - used > ABANDONED_S
+        if abandoned or (not partial and total + size > MOST_BYTES):
             with contextlib.suppress(OSError):
                 path.unlink()
+        else:
+            total += size
 
 
 def _files(folder: Path) -> Iterator[tuple[float, Path, int]]:

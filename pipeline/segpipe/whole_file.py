@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all, also when several processes write it at once."""
+"""A file that is there whole or not at all, with the permissions that the umask gives."""
 
 from __future__ import annotations
 
@@ -16,10 +16,27 @@ SUFFIX = ".partial"
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A name to write to; what lies there afterwards replaces `path`, and nothing does on an error.
 
+    For one writer at a time: the name is always the same, so that what a killed one left is replaced by
+    the next. The folder must be there.
+
     Parameters
     ----------
     durable
-        Whether to wait until it is on disk: where its loss would cost more than doing work again.
+        Whether to wait until the content is on disk: where its loss would cost more than doing work
+        again.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written.
+    """
+    with _replacing(path.with_name(f".{path.name}{SUFFIX}"), path, durable) as partial:
+        yield partial
+
+
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file, all of it or nothing, also when several processes do so at once; its folder is made
+    if need be.
 
     Raises
     ------
@@ -27,6 +44,16 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         When it cannot be written.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{SUFFIX}")
+    with _replacing(partial, path, durable):
+        try:
+            partial.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+
+
+@contextmanager
+def _replacing(partial: Path, path: Path, durable: bool) -> Iterator[Path]:
     try:
         yield partial
         if durable:
@@ -36,19 +63,3 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file, all of it or nothing; its folder is made if need be.
-
-    Raises
-    ------
-    OSError
-        When it cannot be written.
-    """
-    with replacing(path, durable=durable) as partial:
-        try:
-            partial.write_bytes(data)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)

@@ -26,7 +26,14 @@ and numpy's do not, so probabilities are computed by numpy there. What is not am
 in `Segmenter.made_by`.
 """
 
-from segpipe.segmenter.devices import choose_device, device_type, gpu_count
+from segpipe.segmenter.devices import choose_device, device_type, gpu_count, gpu_is_possible
 from segpipe.segmenter.segmenter import Segmenter, load_segmenter
 
-__all__ = ["Segmenter", "choose_device", "device_type", "gpu_count", "load_segmenter"]
+__all__ = [
+    "Segmenter",
+    "choose_device",
+    "device_type",
+    "gpu_count",
+    "gpu_is_possible",
+    "load_segmenter",
+]

@@ -20,8 +20,8 @@ NVIDIA_DRIVER = "libcuda.so.1"
 """Library of the driver, without which torch sees no CUDA device."""
 NVIDIA_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 """Signs of a driver whose library is where torch looks and this process does not."""
-HIDDEN = ("", "-1")
-"""Values of CUDA_VISIBLE_DEVICES that leave torch no device."""
+HIDDEN = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES that leave torch no device; the last is Slurm's."""
 
 
 def choose_device(name: str) -> torch.device:

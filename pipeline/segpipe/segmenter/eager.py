@@ -7,7 +7,6 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,10 @@ from segpipe.models.modelfile import load_model
 from segpipe.models.network import Network
 from segpipe.segmenter.core import Core
 from segpipe.segmenter.devices import choose_device
-from segpipe.segmenter.forward import OutOfMemory, activate
+from segpipe.segmenter.forward import MEMORY_FORMATS, PRECISIONS, OutOfMemory, activate
 
-MEMORY_FORMATS = {
-    "channels_last": torch.channels_last,
-    "contiguous": torch.contiguous_format,
-}
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_FORMATS = dict(zip(MEMORY_FORMATS, (torch.channels_last, torch.contiguous_format), strict=True))
+_TYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 class Eager:
@@ -44,7 +40,7 @@ class Eager:
         self.device = device
         self._classes = classes
         self._threads = threads
-        self._memory_format = MEMORY_FORMATS[memory_format]
+        self._memory_format = _FORMATS[memory_format]
         self._precision = precision
         self._network = Core(network.requires_grad_(False), halo).eval()
         self._network.to(device=device, memory_format=self._memory_format)  # type: ignore[call-overload]
@@ -103,12 +99,21 @@ class Eager:
                     )
                 )
             if self._precision != "float32":
-                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self._precision]))
+                stack.enter_context(torch.autocast(self.device.type, _TYPES[self._precision]))
             yield
 
 
-def load_eager(path: Path, device: str, **options: Any) -> Eager:
-    """A model file's network on a device by its name; options as of `Eager`.
+def load_eager(
+    path: Path,
+    device: str,
+    *,
+    halo: int,
+    classes: bool,
+    threads: int,
+    memory_format: str,
+    precision: str,
+) -> Eager:
+    """A model file's network on a device by its name; the rest as of `Eager`.
 
     Raises
     ------
@@ -118,7 +123,15 @@ def load_eager(path: Path, device: str, **options: Any) -> Eager:
         When the device is not there.
     """
     network, _ = load_model(path)
-    return Eager(network, choose_device(device), **options)
+    return Eager(
+        network,
+        choose_device(device),
+        halo=halo,
+        classes=classes,
+        threads=threads,
+        memory_format=memory_format,
+        precision=precision,
+    )
 
 
 def _keep_freed_memory() -> None:

@@ -7,6 +7,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+MEMORY_FORMATS = ("channels_last", "contiguous")
+PRECISIONS = ("float32", "float16", "bfloat16")
+
 
 class Forward(Protocol):
     """A network on its device, for batches of one size."""

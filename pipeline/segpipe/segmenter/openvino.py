@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,10 +24,12 @@ from segpipe.errors import ModelError, SettingsError
 from segpipe.models.modelfile import load_model, model_hash
 from segpipe.segmenter.forward import activate
 from segpipe.segmenter.graph import Graph
-from segpipe.user_cache import can_keep, code_digest, keep, read_kept
+from segpipe.user_cache import code_digest, is_kept, keep, read_kept
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -91,8 +94,10 @@ def load_openvino(
     name = _graph_name(identity, halo, batch)
     kept = read_kept(name)
     if kept is not None:
-        with contextlib.suppress(ModelError):  # made again below, which tells what is wrong
+        try:
             return compiled(Graph.from_bytes(kept))
+        except ModelError as error:  # where it is the network, that is told by making it again
+            log.warning("what was kept of %s is made again: %s", path.stem, error)
     from segpipe.segmenter.tracing import trace
 
     network, _ = load_model(path)
@@ -109,17 +114,21 @@ def keep_graph(path: Path, *, halo: int, batch: int) -> bool:
     Returns
     -------
     bool
-        Whether there was none before.
+        Whether it will: there may be no room for it.
 
     Raises
     ------
-    ModelError
-        When there is none.
+    ModelError, SettingsError
+        As `load_openvino`.
     """
-    if not can_keep() or read_kept(_graph_name(model_hash(path), halo, batch)) is not None:
-        return False
-    load_openvino(path, halo=halo, batch=batch, classes=False, threads=1, precision="float32")
-    return True
+    if read_kept(_graph_name(model_hash(path), halo, batch)) is None:
+        load_openvino(path, halo=halo, batch=batch, classes=False, threads=1, precision="float32")
+    return graph_is_kept(model_hash(path), halo=halo, batch=batch)
+
+
+def graph_is_kept(identity: str, *, halo: int, batch: int) -> bool:
+    """Whether there is a graph of the model with this hash, so that loading it takes no torch."""
+    return is_kept(_graph_name(identity, halo, batch))
 
 
 def _graph_name(identity: str, halo: int, batch: int) -> str:

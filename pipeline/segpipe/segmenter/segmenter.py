@@ -15,13 +15,10 @@ from segpipe.models.card import ModelCard, nearest
 from segpipe.models.geometry import ModelGeometry
 from segpipe.models.modelfile import model_geometry, read_card
 from segpipe.segmenter.devices import device_type
-from segpipe.segmenter.forward import Forward, OutOfMemory
+from segpipe.segmenter.forward import MEMORY_FORMATS, PRECISIONS, Forward, OutOfMemory
 from segpipe.segmenter.views import EightViews
 
 logger = logging.getLogger(__name__)
-
-MEMORY_FORMATS = ("channels_last", "contiguous")
-PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 class Segmenter:

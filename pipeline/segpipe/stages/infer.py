@@ -138,14 +138,20 @@ def translate_networks(images: Iterable[Image]) -> None:
     }
     if not asked:
         return
-    with contextlib.suppress(SettingsError, ModelError):
+    try:
         choose_backend(OPENVINO, on_gpu=False)
-        from segpipe.segmenter.openvino import keep_graph
+    except SettingsError:
+        return
+    from segpipe.segmenter.openvino import keep_graph
 
-        for path, halo, batch in sorted(asked):
-            with contextlib.suppress(ModelError):
-                if keep_graph(path, halo=halo, batch=batch):
-                    log.info("%s: translated for this machine, and kept for later runs", path.stem)
+    for path, halo, batch in sorted(asked):
+        with contextlib.suppress(SettingsError, ModelError):
+            if not keep_graph(path, halo=halo, batch=batch):
+                log.warning(
+                    "the network of %s cannot be kept translated, so each process translates it; set "
+                    "SEGPIPE_CACHE to a folder with room",
+                    path.stem,
+                )
 
 
 def _backend_of(image: Image) -> str:

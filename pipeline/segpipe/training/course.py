@@ -126,8 +126,9 @@ class Course:
             "losses": self.history.losses,
             "validations": self.history.validations,
         }
-        with replacing(self.out / CHECKPOINT) as partial:
-            torch.save(state, partial)
+        # A file and not its name, which torch would write into it.
+        with replacing(self.out / CHECKPOINT) as partial, partial.open("wb") as file:
+            torch.save(state, file)
         self._write_history()
 
     def _write_history(self) -> None:
