@@ -309,10 +309,12 @@ def images(folder: Path, out: Path, *settings: str) -> list[Image]:
     return prepare(found, out, load_settings(None, [*SIZES, *settings])).images
 
 
-def test_networks_are_translated_once_for_the_workers_that_ask(cache, tmp_path, tracings):
+def test_networks_are_translated_once_for_the_workers_that_ask(cache, tmp_path, tracings, caplog):
+    caplog.set_level("INFO")
     (image,) = images(tmp_path, tmp_path / "out")
     translate_networks([image, image])
     assert tracings == [image.model.halo]
+    assert caplog.text.count("translating the network of ") == 1
     _segmenter.cache_clear()
     segmenter_of(image)  # what a worker does
     translate_networks([image])

@@ -132,7 +132,7 @@ def translate_networks(images: Iterable[Image]) -> None:
     What is wrong with one is told by whoever infers with it.
     """
     asked = {
-        (image.model.path, image.model.halo, image.plan.batch)
+        (image.model.path, image.model.hash, image.model.halo, image.plan.batch)
         for image in images
         if _backend_of(image) == OPENVINO
     }
@@ -142,9 +142,11 @@ def translate_networks(images: Iterable[Image]) -> None:
         choose_backend(OPENVINO, on_gpu=False)
     except SettingsError:
         return
-    from segpipe.segmenter.openvino import keep_graph
+    from segpipe.segmenter.openvino import graph_is_kept, keep_graph
 
-    for path, halo, batch in sorted(asked):
+    for path, identity, halo, batch in sorted(asked):
+        if not graph_is_kept(identity, halo=halo, batch=batch):
+            log.info("translating the network of %s for the CPU; later runs find it", path.stem)
         with contextlib.suppress(SettingsError, ModelError):
             if not keep_graph(path, halo=halo, batch=batch):
                 log.warning(
