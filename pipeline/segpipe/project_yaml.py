@@ -17,12 +17,12 @@ from segpipe.choosing import auto_model
 from segpipe.errors import SettingsError
 from segpipe.inputs import plain_name
 from segpipe.models.modelfile import find_model, read_card
-from segpipe.records import write_text
 from segpipe.results import counted
 from segpipe.settings_docs import described, schema_line, setting_line, value_text
 from segpipe.slide import is_zarr_folder
 from segpipe.slide.source import printable
 from segpipe.survey import LISTED, Survey, survey
+from segpipe.whole_file import write_whole
 from segpipe.workflow import find_snakefile
 
 WIDTH = 100
@@ -56,7 +56,7 @@ def write_project_yaml(given: Path, path: Path, *, force: bool = False) -> list[
     advices = advise(found)
     text = project_yaml(found, advices, given, out, path)
     try:
-        write_text(path, text)
+        write_whole(path, text.encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror}") from error
     return list(_told(found, advices, path))
