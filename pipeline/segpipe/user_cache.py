@@ -67,7 +67,7 @@ def read_kept(name: str) -> memoryview | None:
     except OSError:
         return None
     if content[:DIGEST_BYTES] != hashlib.sha256(content[DIGEST_BYTES:]).digest():
-        log.warning("%s is damaged, and is made again", path)
+        _warn_once(f"{path} is damaged, and is made again")
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # it was used now

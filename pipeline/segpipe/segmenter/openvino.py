@@ -24,7 +24,7 @@ from segpipe.errors import ModelError, SettingsError
 from segpipe.models.modelfile import load_model, model_hash
 from segpipe.segmenter.forward import activate
 from segpipe.segmenter.graph import Graph
-from segpipe.user_cache import code_digest, is_kept, keep, read_kept
+from segpipe.user_cache import cache_folder, code_digest, is_kept, keep, read_kept
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -121,6 +121,8 @@ def keep_graph(path: Path, *, halo: int, batch: int) -> bool:
     ModelError, SettingsError
         As `load_openvino`.
     """
+    if cache_folder() is None:
+        return False
     if read_kept(_graph_name(model_hash(path), halo, batch)) is None:
         load_openvino(path, halo=halo, batch=batch, classes=False, threads=1, precision="float32")
     return graph_is_kept(model_hash(path), halo=halo, batch=batch)

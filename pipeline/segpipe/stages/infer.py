@@ -146,7 +146,7 @@ def translate_networks(images: Iterable[Image]) -> None:
 
     for path, identity, halo, batch in sorted(asked):
         if not graph_is_kept(identity, halo=halo, batch=batch):
-            log.info("translating the network of %s for the CPU; later runs find it", path.stem)
+            log.info("translating the network of %s for the CPU", path.stem)
         with contextlib.suppress(SettingsError, ModelError):
             if not keep_graph(path, halo=halo, batch=batch):
                 log.warning(
