@@ -68,7 +68,7 @@ def _run_stages(image: Image, work: Work, engine: Engine, progress: Progress, st
         for stage in work.stages:
             if stage in needed or stage not in current_manifests(image):
                 progress.start(image.name, stage)
-                # Of the stages only infer may import torch: a second, and 200 MB in each process.
+                # A job of the workflow does one stage, and need not import what the others use.
                 run_stage = getattr(import_module(f"segpipe.stages.{stage}"), stage)
                 run_stage(image, engine, progress)
 

@@ -18,19 +18,10 @@ from segpipe.inputs import Input, choice_of
 from segpipe.models.modelfile import find_model, model_geometry, model_hash, read_card
 from segpipe.numeric_plan import Plans
 from segpipe.settings import AUTO, Settings
-from segpipe.slide import (
-    THE_PLANE,
-    OpenFile,
-    Slide,
-    input_fingerprint,
-    open_file,
-)
+from segpipe.slide import THE_PLANE, OpenFile, Slide, input_fingerprint, open_file
 from segpipe.slide import Choice as PlaneChoice
 from segpipe.stages.exported import check_formats
-from segpipe.stages.image import (
-    Image,
-    Model,
-)
+from segpipe.stages.image import Image, Model
 
 log = logging.getLogger(__name__)
 NAMED = 3

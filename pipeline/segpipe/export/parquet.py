@@ -6,6 +6,7 @@ However the rows come in batches, the file is the same: row groups are cut by nu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpipe.errors import SegpipeError
+from segpipe.whole_file import replacing
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GROUP_ROWS = 2**16
@@ -47,7 +49,8 @@ class TableWriter:
         self.descriptions = descriptions
         self._schema: pa.Schema | None = None
         self._waiting: list[pa.RecordBatch] = []
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = path
+        self._held = ExitStack()
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, columns: Mapping[str, Array]) -> None:
@@ -87,6 +90,8 @@ class TableWriter:
 
     def __enter__(self) -> TableWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = self._held.enter_context(replacing(self.path, durable=False))
+        self._held.push(self._finish)
         return self
 
     def __exit__(
@@ -95,14 +100,18 @@ class TableWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._held.__exit__(kind, error, trace)
+
+    def _finish(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
         if kind is None and self._waiting:
             self._write(pa.Table.from_batches(self._waiting))
         if self._writer is not None:
             self._writer.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
 
 
 class TableReader:

@@ -189,10 +189,16 @@ def model_hash(path: Path) -> str:
         When the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        state = path.stat()
+        return _hash(path, (state.st_ino, state.st_mtime_ns, state.st_size))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(path: Path, _state: tuple[int, int, int]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def list_models() -> list[Path]:

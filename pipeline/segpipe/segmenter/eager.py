@@ -6,17 +6,14 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segpipe.models.modelfile import load_model
 from segpipe.models.network import Network
 from segpipe.segmenter.core import Core
-from segpipe.segmenter.devices import choose_device
 from segpipe.segmenter.forward import MEMORY_FORMATS, PRECISIONS, OutOfMemory, activate
 
 _FORMATS = dict(zip(MEMORY_FORMATS, (torch.channels_last, torch.contiguous_format), strict=True))
@@ -37,7 +34,7 @@ class Eager:
         memory_format: str,
         precision: str,
     ) -> None:
-        self.device = device
+        self._device = device
         self._classes = classes
         self._threads = threads
         self._memory_format = _FORMATS[memory_format]
@@ -51,12 +48,12 @@ class Eager:
     @property
     def made_by(self) -> str:
         """torch, and the device."""
-        if self.device.type == "cuda":
-            kind = f"cuda {torch.cuda.get_device_name(self.device)}"
-        elif self.device.type == "cpu":
+        if self._device.type == "cuda":
+            kind = f"cuda {torch.cuda.get_device_name(self._device)}"
+        elif self._device.type == "cpu":
             kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
         else:
-            kind = self.device.type
+            kind = self._device.type
         return f"torch {torch.__version__}, {kind}"
 
     def __call__(self, windows: NDArray[np.float32], /) -> NDArray[np.float32]:
@@ -70,13 +67,13 @@ class Eager:
         except torch.OutOfMemoryError as error:
             told = OutOfMemory(str(error))
         # its traceback held the activations: only now can they go
-        if self.device.type == "cuda":
+        if self._device.type == "cuda":
             torch.cuda.empty_cache()
         raise told
 
     def _probabilities(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = self._network(self._to_device(windows)).float().contiguous()
-        if self.device.type == "cpu":
+        if self._device.type == "cpu":
             return activate(logits.numpy(), self._classes)
         active = logits.softmax(dim=1) if self._classes else logits.sigmoid()
         result: NDArray[np.float32] = active.cpu().numpy()
@@ -84,54 +81,23 @@ class Eager:
 
     def _to_device(self, windows: NDArray[np.float32]) -> Tensor:
         tensor = torch.from_numpy(windows)
-        if self.device.type == "cuda":
+        if self._device.type == "cuda":
             tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True, memory_format=self._memory_format)
+        return tensor.to(self._device, non_blocking=True, memory_format=self._memory_format)
 
     @contextmanager
     def _numerics(self) -> Iterator[None]:
         """Precision as asked for; on CUDA no TF32, and the same algorithms in every run."""
         with ExitStack() as stack:
-            if self.device.type == "cuda":
+            if self._device.type == "cuda":
                 stack.enter_context(
                     torch.backends.cudnn.flags(
                         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
                     )
                 )
             if self._precision != "float32":
-                stack.enter_context(torch.autocast(self.device.type, _TYPES[self._precision]))
+                stack.enter_context(torch.autocast(self._device.type, _TYPES[self._precision]))
             yield
-
-
-def load_eager(
-    path: Path,
-    device: str,
-    *,
-    halo: int,
-    classes: bool,
-    threads: int,
-    memory_format: str,
-    precision: str,
-) -> Eager:
-    """A model file's network on a device by its name; the rest as of `Eager`.
-
-    Raises
-    ------
-    ModelError
-        When the file is not a usable model.
-    SettingsError
-        When the device is not there.
-    """
-    network, _ = load_model(path)
-    return Eager(
-        network,
-        choose_device(device),
-        halo=halo,
-        classes=classes,
-        threads=threads,
-        memory_format=memory_format,
-        precision=precision,
-    )
 
 
 def _keep_freed_memory() -> None:

@@ -13,8 +13,8 @@ from segpipe.backend import OPENVINO, choose_backend
 from segpipe.errors import ModelError, SettingsError
 from segpipe.models.card import ModelCard, nearest
 from segpipe.models.geometry import ModelGeometry
-from segpipe.models.modelfile import model_geometry, read_card
-from segpipe.segmenter.devices import device_type
+from segpipe.models.modelfile import load_model, model_geometry, read_card
+from segpipe.segmenter.devices import choose_device, device_type
 from segpipe.segmenter.forward import MEMORY_FORMATS, PRECISIONS, Forward, OutOfMemory
 from segpipe.segmenter.views import EightViews
 
@@ -212,18 +212,20 @@ def load_segmenter(
             precision=precision,
         )
     else:
-        from segpipe.segmenter.eager import load_eager
+        from segpipe.segmenter.eager import Eager
 
-        forward = load_eager(
-            model,
-            device,
+        network, _ = load_model(model)
+        chosen_device = choose_device(device)
+        place = str(chosen_device)
+        forward = Eager(
+            network,
+            chosen_device,
             halo=margin,
             classes=card.classes,
             threads=threads,
             memory_format=memory_format,
             precision=precision,
         )
-        place = str(forward.device)
     if tta:
         forward = EightViews(forward)
     return Segmenter(card, geometry, forward, place, batch=batch, margin=margin)

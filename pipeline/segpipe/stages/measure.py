@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import seam_sums
-from segpipe.columns import (
-    INTENSITY,
-    SHAPE,
-)
+from segpipe.columns import INTENSITY, SHAPE
 from segpipe.compute import Engine
 from segpipe.geometry import Box, Lattice
 from segpipe.intensities import largest_of, unit_of
