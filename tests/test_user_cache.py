@@ -112,13 +112,13 @@ def test_a_full_disk_keeps_nothing_and_says_so(cache, tmp_path, monkeypatch, cap
     assert not keep("a", b"first")
     (image,) = images(tmp_path, tmp_path / "out")
     footprint._network_bytes.cache_clear()
-    monkeypatch.setattr(devices, "gpu_is_possible", lambda: False)
+    monkeypatch.setattr(footprint, "gpu_is_possible", lambda: False)
     translate_networks([image])
     assert "cannot be kept translated, so each process translates it" in caplog.text
     without = worker_bytes(image)
     monkeypatch.undo()
     monkeypatch.setenv(FOLDER_VARIABLE, str(cache))
-    monkeypatch.setattr("segpipe.segmenter.gpu_is_possible", lambda: False)
+    monkeypatch.setattr(footprint, "gpu_is_possible", lambda: False)
     translate_networks([image])
     assert worker_bytes(image) == without - footprint.TORCH_BYTES
 

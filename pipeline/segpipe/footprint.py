@@ -10,7 +10,6 @@ compares it with what jobs take: within 20 %.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -21,11 +20,12 @@ import numpy as np
 
 from segpipe.backend import EAGER, OPENVINO
 from segpipe.machine import default_workers, usable_cores, usable_memory_bytes
-from segpipe.models.modelfile import read_card
+from segpipe.models.memory import network_memory
+from segpipe.segmenter import gpu_count, gpu_is_possible
+from segpipe.segmenter.openvino import graph_is_kept
 from segpipe.settings import Settings
 from segpipe.stages.image import STAGES, Image
 from segpipe.stages.reading import MOST_PIXELS
-from segpipe.user_cache import code_digest, keep, read_kept
 
 WORKER_BYTES = {OPENVINO: 210_000_000, EAGER: 430_000_000}
 """Of a worker that has run all stages, besides arrays: interpreter, libraries (torch among them for
@@ -66,23 +66,10 @@ def network_bytes(image: Image) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _network_bytes(
-    path: Path, identity: str, window: tuple[int, int], halo: int, batch: int, backend: str
+    path: Path, _hash: str, window: tuple[int, int], halo: int, batch: int, backend: str
 ) -> float:
-    folded = backend == OPENVINO
-    size = "x".join(map(str, window))
-    name = f"memory-{identity}-{size}-{halo}-{batch}-{'folded' if folded else 'plain'}"
-    name += f"-{code_digest('torch')}"
-    kept = read_kept(name)
-    if kept is not None:
-        live, weights = json.loads(bytes(kept))
-    else:
-        from segpipe.models.cost import activation_bytes, weight_bytes  # torch: seconds
-
-        card = read_card(path)
-        live = activation_bytes(card, window, halo, batch, folded=folded)
-        weights = weight_bytes(card)
-        keep(name, json.dumps([live, weights]).encode())
-    return ACTIVATION_SHARE[backend] * float(live) + WEIGHTS_SHARE[backend] * float(weights)
+    live, weights = network_memory(path, window, halo, batch, folded=backend == OPENVINO)
+    return ACTIVATION_SHARE[backend] * live + WEIGHTS_SHARE[backend] * weights
 
 
 def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
@@ -111,9 +98,6 @@ def worker_bytes(image: Image, stages: Sequence[str] = STAGES) -> int:
 
 
 def _asks_torch(image: Image) -> bool:
-    from segpipe.segmenter import gpu_is_possible
-    from segpipe.segmenter.openvino import graph_is_kept
-
     if image.settings.infer.device == "auto" and gpu_is_possible():
         return True
     model = image.model
@@ -178,8 +162,6 @@ def check_device(device: str) -> int:
     SettingsError
         When the device is not there.
     """
-    from segpipe.segmenter import gpu_count
-
     return gpu_count(device)
 
 

@@ -13,6 +13,7 @@ from segpipe.geometry import TileGrid, ceil_to
 from segpipe.inputs import Input
 from segpipe.models.modelfile import find_model, model_hash
 from segpipe.records import read_json, write_json
+from segpipe.segmenter import device_type
 from segpipe.settings import AUTO, Settings
 from segpipe.stages.emptiness import skips_glass
 from segpipe.stages.image import (
@@ -123,6 +124,4 @@ def _on_gpu(settings: Settings) -> bool:
     """Whether the network is to run on a GPU, be it that of another machine."""
     if settings.infer.device != "auto":
         return settings.infer.device != "cpu"
-    from segpipe.segmenter import device_type
-
     return device_type("auto") != "cpu"

@@ -114,7 +114,7 @@ def code_digest(*libraries: str) -> str:
     """
     digest = hashlib.sha256(__version__.encode())
     package = Path(__file__).parent
-    sources = [package / "geometry.py", package / "footprint.py"]
+    sources = [package / "geometry.py"]
     for folder in ("models", "segmenter"):
         sources += sorted((package / folder).glob("*.py"))
     for path in sources:
